@@ -1,0 +1,1 @@
+"""Piecewise compilation of PyTorch models."""

@@ -1,0 +1,51 @@
+"""What a compiler hands back: bytes that can be kept, or a callable that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch_piecewise.ranges import Range
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One compiled piece for one range, as a value: no live state, safe to pickle and to store.
+
+    Attributes:
+        compiler: name of the compiler that made it and can load it.
+        fingerprint: structural fingerprint of the piece it was made from.
+        range: the sizes of the dispatch dim it is valid for.
+        payload: what the compiler's ``load`` needs.
+        guards: extra conditions (Python expressions over symbol names) the compiler relied on.
+        meta: small JSON-able facts (format, compile seconds, file names); never needed to run.
+    """
+
+    compiler: str
+    fingerprint: str
+    range: Range
+    payload: bytes
+    guards: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_storable(self) -> bool:
+        """Whether :attr:`payload` is all there is."""
+        return True
+
+
+@dataclass(frozen=True)
+class LiveArtifact(Artifact):
+    """An artifact of a compiler that cannot serialise: lives and dies with the process.
+
+    Attributes:
+        runnable: the compiled callable itself.
+    """
+
+    payload: bytes = b""
+    runnable: Callable[..., Any] | None = None
+
+    @property
+    def is_storable(self) -> bool:
+        return False

@@ -1,0 +1,228 @@
+"""What happens inside, as typed values, and who listens.
+
+An :class:`Event` is a frozen record. A :class:`Bus` hands each event to its observers; it belongs to
+one compiled model, never to the process. :class:`Counters` is the observer that tests and reports use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from torch_piecewise.errors import PiecewiseError
+from torch_piecewise.ranges import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    Attributes:
+        at: seconds on ``time.monotonic``'s clock when it was made.
+    """
+
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted(Event):
+    """A phase of the staircase began: trace, split, fingerprint, compile, stitch, load, capture."""
+
+    phase: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseEnded(Event):
+    """A phase ended.
+
+    Attributes:
+        seconds: how long it took.
+        failed: whether it ended by an exception.
+    """
+
+    phase: str
+    seconds: float
+    failed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphCaptured(Event):
+    """Dynamo traced the model (or one of its graphs) once."""
+
+    nodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSplit(Event):
+    """The graph was cut.
+
+    Attributes:
+        pieces: compiled pieces, cuts not counted.
+        cuts: pieces that run eagerly because they hold splitting ops.
+        distinct: different fingerprints among ``pieces``.
+    """
+
+    pieces: int
+    cuts: int
+    distinct: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceCompiled(Event):
+    """A compiler made an artifact for one distinct piece and one range."""
+
+    piece: str
+    range: Range
+    compiler: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceLoaded(Event):
+    """An artifact became a callable.
+
+    Attributes:
+        source: ``"compiled"`` (just made) or ``"store"``.
+    """
+
+    piece: str
+    range: Range
+    compiler: str
+    source: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceFailed(Event):
+    """A piece failed to compile; with ``on_piece_error="eager"`` it runs eagerly instead."""
+
+    piece: str
+    range: Range
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreLookup(Event):
+    """The store was asked for an entry.
+
+    Attributes:
+        hit: whether it had it.
+        reason: for a miss, why; empty for a hit.
+    """
+
+    what: str
+    hit: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recompiled(Event):
+    """A guard failed and the model was traced again."""
+
+    reason: str
+
+
+Observer = Callable[[Event], None]
+
+
+class Bus:
+    """Hands each event to every observer, in the order in which they were added."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = tuple(observers)
+
+    def emit(self, event: Event) -> None:
+        """Call every observer with ``event`` on this thread."""
+        for observer in self._observers:
+            observer(event)
+
+    def add(self, observer: Observer) -> None:
+        """From now on also call ``observer``."""
+        self._observers = (*self._observers, observer)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Emit :class:`PhaseStarted` and :class:`PhaseEnded` around a block."""
+        self.emit(PhaseStarted(phase=name))
+        start = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start, failed=True))
+            raise
+        self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start))
+
+
+class CountMismatch(PiecewiseError, AssertionError):
+    """Counters did not change as :meth:`Counters.expect` was told; lists each difference."""
+
+
+class Counters:
+    """Counts events; made for tests (``expect``) and reports. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            for name, amount in _counted(event):
+                self._counts[name] = self._counts.get(name, 0) + amount
+            if isinstance(event, PhaseEnded):
+                self._seconds[event.phase] = self._seconds.get(event.phase, 0.0) + event.seconds
+
+    def __getitem__(self, name: str) -> int:
+        with self._lock:
+            return self._counts.get(name, 0)
+
+    def as_dict(self) -> dict[str, int]:
+        """All counts that are not zero."""
+        with self._lock:
+            return dict(self._counts)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent per phase, summed."""
+        with self._lock:
+            return dict(self._seconds)
+
+    @contextlib.contextmanager
+    def expect(self, **deltas: int) -> Iterator[None]:
+        """Check that the block changes exactly these counts by exactly these amounts.
+
+        Raises:
+            CountMismatch: a named count changed by another amount.
+        """
+        before = self.as_dict()
+        yield
+        after = self.as_dict()
+        wrong = [
+            f"{name}: expected +{delta}, got +{after.get(name, 0) - before.get(name, 0)}"
+            for name, delta in deltas.items()
+            if after.get(name, 0) - before.get(name, 0) != delta
+        ]
+        if wrong:
+            raise CountMismatch("Counters changed differently", got="; ".join(wrong))
+
+
+def _counted(event: Event) -> list[tuple[str, int]]:
+    match event:
+        case GraphCaptured():
+            return [("graphs_captured", 1)]
+        case GraphSplit(pieces=pieces, cuts=cuts, distinct=distinct):
+            return [("pieces", pieces), ("cuts", cuts), ("distinct_pieces", distinct)]
+        case PieceCompiled():
+            return [("artifacts_compiled", 1)]
+        case PieceLoaded(source=source):
+            return [("artifacts_loaded", 1), (f"artifacts_loaded_from_{source}", 1)]
+        case PieceFailed():
+            return [("pieces_failed", 1)]
+        case StoreLookup(hit=hit):
+            return [("store_hits" if hit else "store_misses", 1)]
+        case Recompiled():
+            return [("recompiles", 1)]
+        case _:
+            return []
