@@ -22,7 +22,8 @@ from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.fingerprint import fingerprint
 from torch_piecewise.manager import CompilerManager
-from torch_piecewise.pool import CompilePool
+from torch_piecewise.pool import CompilePool, default_workers
+from torch_piecewise.progress import Progress
 from torch_piecewise.program import CompiledPieces, Program, Relation, Sizes
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_op import splitting_op_for
@@ -118,7 +119,8 @@ class Workshop:
             grad_enabled=grad,
             threads=torch.get_num_threads(),
         )
-        return CompilerManager(compiler, options, CompilePool(), self.bus, self.config.on_piece_error)
+        pool = CompilePool(default_workers(self.config.compile_threads), Progress())
+        return CompilerManager(compiler, options, pool, self.bus, self.config.on_piece_error)
 
     def _sizes(self, dispatch: str | None, symbols: Mapping[str, str]) -> Sizes:
         if dispatch is None:

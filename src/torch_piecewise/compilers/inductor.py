@@ -19,6 +19,7 @@ class InductorCompiler:
     """Fast to compile; the artifact holds generated source and metadata as one binary."""
 
     name = "inductor"
+    can_compile_in_worker = True
 
     def fingerprint(self) -> str:
         return f"inductor torch={torch.__version__} git={torch.version.git_version}"
