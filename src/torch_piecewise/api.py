@@ -11,6 +11,7 @@ from typing import Any
 from torch.nn import Module
 
 from torch_piecewise import torch_private
+from torch_piecewise.capture import dynamic_dims
 from torch_piecewise.compiled import CompiledCall
 from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
@@ -103,6 +104,8 @@ class CompiledFunction:
         self.function = function
         self._own: CompiledCall | None = None
         self._bound: weakref.WeakKeyDictionary[Any, CompiledCall] = weakref.WeakKeyDictionary()
+        if settings.mode != "none" and "self" not in inspect.signature(function).parameters:
+            dynamic_dims(function, settings)  # a mistake in the settings is told here, not at the first call
 
     @property
     def call(self) -> CompiledCall:

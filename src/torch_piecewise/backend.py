@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch_piecewise.compilers import CompileOptions, make_compiler
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import EagerPiece, describe_pieces
-from torch_piecewise.errors import CompileError, ConfigError
+from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.fingerprint import fingerprint
 from torch_piecewise.manager import CompilerManager
+from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, default_workers
 from torch_piecewise.progress import Progress
 from torch_piecewise.program import CompiledPieces, Program, Relation, Sizes
@@ -85,6 +87,7 @@ class Workshop:
             manager=self._manager(),
             sizes=self._sizes(dispatch, symbols or {}),
             relations=relations,
+            cuts=len(cuts),
         )
         with self.bus.phase("compile"):
             program.prepare()
@@ -98,7 +101,7 @@ class Workshop:
         dispatch: str | None,
     ) -> CompiledPieces:
         described = describe_pieces(plan.items, shape_env, [r.text for r in relations], dispatch)
-        known = {p.name: fingerprint(p) for p in described if not isinstance(p, EagerPiece)}
+        known = {p.name: _identity(p) for p in described if not isinstance(p, EagerPiece)}
         return CompiledPieces(tuple(described), known)
 
     def _report(self, plan: SplitPlan, pieces: CompiledPieces) -> None:
@@ -133,6 +136,15 @@ class Workshop:
             symbols=(dispatch, *others),
             names=symbols,
         )
+
+
+def _identity(piece: Piece) -> str:
+    """The fingerprint of ``piece``; where it has none, a name that no other piece shares."""
+    try:
+        return fingerprint(piece)
+    except FingerprintError as error:
+        logger.info("%s is compiled for itself and not kept: %s", piece.name, error.what)
+        return f"unnamed {uuid.uuid4().hex}"
 
 
 def _body_of(target: Any) -> Callable[..., Any] | None:

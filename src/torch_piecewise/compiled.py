@@ -28,16 +28,16 @@ RECOMPILE_LIMIT = 16
 
 @dataclass(frozen=True)
 class Stats:
-    """What a compiled model is made of, summed over its traces.
+    """What a compiled model is made of.
 
     Attributes:
         traces: how often it was traced.
-        pieces: compiled pieces, cuts not counted.
-        cuts: pieces that run eagerly because they hold splitting ops.
-        distinct_pieces: different pieces among them.
-        artifacts_compiled: distinct pieces x ranges that a compiler made.
-        compile_seconds: time spent in compilers.
-        phase_seconds: seconds per phase of the staircase.
+        pieces: compiled pieces of the newest trace, cuts not counted.
+        cuts: its pieces that run eagerly because they hold splitting ops.
+        distinct_pieces: different pieces among ``pieces``.
+        artifacts_compiled: distinct pieces x ranges that a compiler made, over all traces.
+        compile_seconds: wall time of the compile phase, over all traces.
+        phase_seconds: seconds per phase of the staircase, over all traces.
     """
 
     traces: int
@@ -105,11 +105,12 @@ class CompiledCall:
         """Counts and times so far."""
         counts = self.counters.as_dict()
         seconds = self.counters.seconds()
+        program = self._entries[0].program if self._entries else None
         return Stats(
             traces=counts.get("graphs_captured", 0),
-            pieces=counts.get("pieces", 0),
-            cuts=counts.get("cuts", 0),
-            distinct_pieces=counts.get("distinct_pieces", 0),
+            pieces=len(program.pieces.described) if program else 0,
+            cuts=program.cuts if program else 0,
+            distinct_pieces=program.pieces.distinct if program else 0,
             artifacts_compiled=counts.get("artifacts_compiled", 0),
             compile_seconds=seconds.get("compile", 0.0),
             phase_seconds=seconds,

@@ -107,6 +107,7 @@ class Program:
         manager: makes it ready.
         sizes: for which sizes.
         relations: what the trace relied on.
+        cuts: how many pieces run eagerly because they hold splitting ops.
     """
 
     def __init__(
@@ -118,7 +119,9 @@ class Program:
         manager: CompilerManager,
         sizes: Sizes,
         relations: Sequence[Relation],
+        cuts: int,
     ) -> None:
+        self.cuts = cuts
         self.stitched = stitched
         self.pieces = pieces
         self.sizes = sizes

@@ -611,16 +611,14 @@ def symbol_sources(
     shape_env: ShapeEnv, sources: Sequence[str], fakes: Sequence[Any]
 ) -> dict[str, str]:
     """For each symbol, an expression over ``L`` that reads its value from a call's arguments."""
-    found: dict[str, str] = {}
+    # A symbol's own source first: sizes that turned out equal show one symbol in the fake tensors.
+    found = {str(symbol): known[0].name for symbol, known in shape_env.var_to_sources.items() if known}
     for source, fake in zip(sources, fakes, strict=True):
         if not isinstance(fake, torch.Tensor):
             continue
         for dim, size in enumerate(fake.shape):
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                 found.setdefault(str(size.node.expr), f"{source}.size()[{dim}]")
-    for symbol, known in shape_env.var_to_sources.items():
-        for source in known[:1]:
-            found.setdefault(str(symbol), source.name)
     for source, fake in zip(sources, fakes, strict=True):
         if isinstance(fake, torch.SymInt) and fake.node.expr.is_Symbol:
             found.setdefault(str(fake.node.expr), source)
