@@ -13,7 +13,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, map_arg
 
-from torch_piecewise.torch_private import dim_text, example_value
+from torch_piecewise.torch_private.nodes import example_value
+from torch_piecewise.torch_private.shapes import dim_text
 
 
 def normalize(graph_module: GraphModule) -> GraphModule:

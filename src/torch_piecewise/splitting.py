@@ -13,7 +13,8 @@ from torch.fx.node import map_arg
 from torch_piecewise.cut_policy import CutPolicy, SplittingOp
 from torch_piecewise.normalize import copy_node, expand_size_tuples, is_getitem, normalize
 from torch_piecewise.regions import OpenRegions
-from torch_piecewise.torch_private import dim_text, example_value, symbol_names
+from torch_piecewise.torch_private.nodes import example_value
+from torch_piecewise.torch_private.shapes import dim_text, symbol_names
 
 _ALLOCATIONS = frozenset(
     (
