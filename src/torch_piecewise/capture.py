@@ -6,6 +6,7 @@ import difflib
 import inspect
 import re
 import typing
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -192,7 +193,7 @@ def _prepared(
 ) -> inspect.BoundArguments:
     """The call with stand-ins for its dynamic tensors: the same memory or size, marked for the trace."""
     copies: dict[int, torch.Tensor] = {}
-    arguments = dict(bound.arguments)
+    arguments = OrderedDict(bound.arguments)
     for name, by_dim in dims.items():
         value = arguments.get(name)
         if not isinstance(value, torch.Tensor):
@@ -209,7 +210,7 @@ def _prepared(
                 dynamo.mark_unbacked(copies[id(value)], position)
             else:
                 dynamo.mark_dynamic(copies[id(value)], position)
-    return inspect.BoundArguments(bound.signature, arguments)  # type: ignore[arg-type]
+    return inspect.BoundArguments(bound.signature, arguments)
 
 
 def _stand_in(value: torch.Tensor, by_dim: Mapping[int, Any], substitute: bool) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch_piecewise.piece import Dim, InputSpec, IntSpec, Piece, TensorSpec
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitItem
 from torch_piecewise.torch_private.nodes import example_value, storage_key
+from torch_piecewise.torch_private.ops import op_mutates
 from torch_piecewise.torch_private.shapes import ShapeEnv, describe_input, symbols_in
 
 
@@ -121,10 +122,8 @@ def _mutates(node: Node) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op != "call_function":
         return False
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.is_mutable
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        return any(getattr(target, name)._schema.is_mutable for name in target.overloads())
-    name = getattr(target, "__name__", "")
+    mutates = op_mutates(node.target)
+    if mutates is not None:
+        return mutates
+    name = str(getattr(node.target, "__name__", ""))
     return "out" in node.kwargs or name == "setitem" or (name.endswith("_") and not name.endswith("__"))

@@ -17,6 +17,7 @@ from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
 
 from torch_piecewise.convention import TAIL_ARGUMENT
+from torch_piecewise.torch_private.settings import patched
 
 GraphBreak = (Unsupported, UncapturedHigherOrderOpError, UserError)
 """What Dynamo raises where it would have to break a graph that must be whole (2.11, 2.13)."""
@@ -97,8 +98,8 @@ def capture_fullgraph(
     with (
         get_metrics_context(),
         dynamo_timed("torch_piecewise.capture"),
-        shape_config.patch(dict(shape_settings)),
-        torch._dynamo.config.patch(dict(dynamo_settings)),
+        patched(shape_config, shape_settings),
+        patched(torch._dynamo.config, dynamo_settings),
     ):
         output = convert_frame.fullgraph_capture(function, args, kwargs)
     backend_input = output.backend_input
@@ -106,6 +107,8 @@ def capture_fullgraph(
         raise NoGraph
     frame = output.graph_capture_output
     graph: GraphModule = backend_input.graph_module
+    shape_env = backend_input.fake_mode.shape_env
+    assert shape_env is not None
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     tail = _tail_of(frame.bytecode, backend_input.backend_id)
     traced, _self = convert_frame.get_traced_fn(function)
@@ -114,7 +117,7 @@ def capture_fullgraph(
         graph=graph,
         sources=tuple(node._dynamo_source.name for node in placeholders),
         fakes=tuple(node.meta["example_value"] for node in placeholders),
-        shape_env=backend_input.fake_mode.shape_env,
+        shape_env=shape_env,
         guards=tuple(
             InputGuard(guard.name, guard.inner_create_fn().__name__)
             for guard in sorted(frame.output_graph.guards)

@@ -20,7 +20,10 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from torch_piecewise.piece import ConstantSpec, Dim, InputSpec, IntSpec, Piece, Symbol
 from torch_piecewise.ranges import UNBOUNDED
+from torch_piecewise.torch_private.settings import patched
 from torch_piecewise.torch_private.shapes import hint_of, parse, shape_relations
+
+_check: Any = torch._check  # untyped in torch
 
 
 class FakeInputs:
@@ -38,7 +41,7 @@ class FakeInputs:
     """
 
     def __init__(self, piece: Piece, bounds: tuple[int, int], hint: int) -> None:
-        with shape_config.patch(backed_size_oblivious=True):
+        with patched(shape_config, {"backed_size_oblivious": True}):
             self.shape_env = ShapeEnv()
             self.mode = FakeTensorMode(shape_env=self.shape_env)
             self._symbols: dict[str, sympy.Expr] = {}
@@ -58,9 +61,9 @@ class FakeInputs:
                 return sympy.Integer(lower)
         if not symbol.backed:
             size = self.shape_env.create_unbacked_symint()
-            torch._check(size >= lower)
+            _check(size >= lower)
             if upper != UNBOUNDED:
-                torch._check(size <= upper)
+                _check(size <= upper)
             return size.node.expr
         value = min(max(hint if symbol.name == dispatch else symbol.hint, lower), upper)
         created = self.shape_env.create_symbol(
@@ -71,9 +74,9 @@ class FakeInputs:
         )
         node = self.shape_env.create_symintnode(created, hint=value)
         if isinstance(node, torch.SymInt):
-            torch._check(node >= lower)
+            _check(node >= lower)
             if upper != UNBOUNDED:
-                torch._check(node <= upper)
+                _check(node <= upper)
         return created
 
     def _assume(self, text: str) -> None:
@@ -133,6 +136,6 @@ def compile_under(fakes: FakeInputs) -> Iterator[None]:
     with (
         compile_context(CompileContext(convert_frame.get_compile_id({}))),
         tracing(context),
-        shape_config.patch(backed_size_oblivious=True),
+        patched(shape_config, {"backed_size_oblivious": True}),
     ):
         yield
