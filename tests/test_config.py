@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import torch_piecewise as tp
 from torch_piecewise.config import Config, capture_ladder, env_var, settings
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.errors import ConfigError, FingerprintError
@@ -349,6 +350,14 @@ def test_torch_operations_given_as_objects_become_their_names():
 
     config = Config(splitting_ops=[torch.ops.aten.mm, torch.ops.aten.mm.default, twice])
     assert config.splitting_ops == ("aten::mm", "aten::mm.default", "config_test::twice")
+
+
+def test_an_operation_of_our_own_becomes_its_name():
+    @tp.splitting_op("config_test::thrice", fake=torch.empty_like)
+    def thrice(x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+
+    assert Config(splitting_ops=[thrice]).splitting_ops == ("config_test::thrice",)
 
 
 def test_a_set_gives_one_order_whatever_the_process():
