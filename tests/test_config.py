@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import torch_piecewise as tp
 from torch_piecewise.config import Config, capture_ladder, env_var, settings
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.errors import ConfigError, FingerprintError
@@ -203,9 +205,15 @@ def test_the_callers_list_and_dict_can_change_afterwards():
     assert config == Config(compile_sizes=[1], inductor_compile_config={"flags": ["-O3"]})
 
 
-def test_reading_settings_does_not_import_torch():
-    code = "import sys, torch_piecewise.config as c; c.Config(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_the_settings_themselves_do_not_import_torch():
+    # The package is replaced by an empty one, for its own door imports torch.
+    code = (
+        "import sys, types; door = types.ModuleType('torch_piecewise'); door.__path__ = [sys.argv[1]];"
+        "sys.modules['torch_piecewise'] = door;"
+        "import torch_piecewise.config as config; config.Config(); sys.exit('torch' in sys.modules)"
+    )
+    folder = str(Path(inspect.getfile(Config)).parent)
+    assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == 0
 
 
 # replace, from_fields
@@ -342,6 +350,14 @@ def test_torch_operations_given_as_objects_become_their_names():
 
     config = Config(splitting_ops=[torch.ops.aten.mm, torch.ops.aten.mm.default, twice])
     assert config.splitting_ops == ("aten::mm", "aten::mm.default", "config_test::twice")
+
+
+def test_an_operation_of_our_own_becomes_its_name():
+    @tp.splitting_op("config_test::thrice", fake=torch.empty_like)
+    def thrice(x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+
+    assert Config(splitting_ops=[thrice]).splitting_ops == ("config_test::thrice",)
 
 
 def test_a_set_gives_one_order_whatever_the_process():

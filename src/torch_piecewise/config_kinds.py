@@ -27,7 +27,7 @@ class Kind(Protocol):
     def expected(self) -> str:
         """What a right value looks like, for messages and tables."""
 
-    def check(self, label: str, value: object) -> Any:  # noqa: ANN401 - each kind has its own type
+    def check(self, label: str, value: object) -> Any:
         """The value a field holds for what the user gave; ``label`` names it in errors."""
 
     def parse(self, text: str) -> object:
@@ -207,7 +207,7 @@ class OrNone:
     def expected(self) -> str:
         return f"{self.kind.expected}; or None"
 
-    def check(self, label: str, value: object) -> Any:  # noqa: ANN401 - as in Kind
+    def check(self, label: str, value: object) -> Any:
         return None if value is None else self.kind.check(label, value)
 
     def parse(self, text: str) -> object:
@@ -225,7 +225,7 @@ class OrWord:
     def expected(self) -> str:
         return f"{self.kind.expected}, or the word {self.word!r}"
 
-    def check(self, label: str, value: object) -> Any:  # noqa: ANN401 - as in Kind
+    def check(self, label: str, value: object) -> Any:
         if isinstance(value, str) and value == self.word:
             return value
         if isinstance(value, str):

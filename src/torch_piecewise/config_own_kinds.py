@@ -42,6 +42,10 @@ class SplittingOp:
             if _is_module_class(value):
                 return value
             raise bad_value(label, self, value, "give a class derived from torch.nn.Module")
+        # What tp.splitting_op makes is callable too, and stands on a higher floor: known by its name.
+        name = getattr(value, "name", None)
+        if isinstance(name, str) and _OP_NAME.fullmatch(name):
+            return name
         if self._is_an_operation(value):
             return self._op(label, value)
         if not callable(value) or not isinstance(value, Hashable):
