@@ -24,7 +24,11 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 def compiled_stack(depth: int = 3, **fields: Any) -> tuple[Stack, Stack]:
     model = Stack(depth).eval()
     reference = copy.deepcopy(model)
-    fields = {"backend": "eager", "splitting_ops": ["tests::attention"], "dynamic_arg_dims": {"ids": 0}} | fields
+    fields = {
+        "backend": "eager",
+        "splitting_ops": ["tests::attention"],
+        "dynamic_arg_dims": {"ids": 0},
+    } | fields
     return tp.compile(model, **fields), reference
 
 
@@ -137,7 +141,9 @@ def test_a_branch_on_the_size_never_gives_a_wrong_answer(order: tuple[int, ...],
         (lambda x: (x, 2.0, x), "extra was None, got tensor"),
     ],
 )
-def test_a_call_of_another_kind_is_an_error_where_recompiling_is_not_wanted(change: Any, message: str) -> None:
+def test_a_call_of_another_kind_is_an_error_where_recompiling_is_not_wanted(
+    change: Any, message: str
+) -> None:
     def scaled(x: Tensor, scale: float = 2.0, extra: Tensor | None = None) -> Tensor:
         return x * scale if extra is None else x + extra
 
@@ -152,7 +158,7 @@ def test_a_call_of_another_kind_is_an_error_where_recompiling_is_not_wanted(chan
 
 
 def test_grad_mode_is_part_of_a_trace() -> None:
-    model, reference = compiled_stack(splitting_ops=[])
+    model, _reference = compiled_stack(splitting_ops=[])
     model.requires_grad_(True)
     assert not model(ids(3)).requires_grad
     linear = tp.compile(torch.nn.Linear(3, 3), backend="eager", dynamic_arg_dims={"input": 0})
@@ -256,7 +262,9 @@ def test_a_method_decorator_compiles_for_each_instance() -> None:
 
 
 def test_arguments_named_like_our_own_variables_are_fine() -> None:
-    def named(state: Tensor, key: Tensor, run: float = 1.0, *, owner: float = 2.0, tail: float = 3.0) -> Tensor:
+    def named(
+        state: Tensor, key: Tensor, run: float = 1.0, *, owner: float = 2.0, tail: float = 3.0
+    ) -> Tensor:
         return state + key * run * owner * tail
 
     call = tp.compile(named, backend="eager")
@@ -334,7 +342,9 @@ def test_torch_compile_takes_config_fields_as_options() -> None:
     torch._dynamo.reset()
     stack = Stack(3).eval()
     model = torch.compile(
-        stack, backend="piecewise", dynamic=True,
+        stack,
+        backend="piecewise",
+        dynamic=True,
         options={"backend": "eager", "splitting_ops": ["tests::attention"], "compile_ranges_endpoints": [8]},
     )
     for size in (3, 9, 20):
@@ -343,7 +353,9 @@ def test_torch_compile_takes_config_fields_as_options() -> None:
 
 
 def test_an_argument_the_model_lacks_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"names an argument that Stack.forward lacks(?s:.*)did you mean ids"):
+    with pytest.raises(
+        ConfigError, match=r"names an argument that Stack.forward lacks(?s:.*)did you mean ids"
+    ):
         tp.compile(Stack(1), backend="eager", dynamic_arg_dims={"idx": 0})
 
 
@@ -366,7 +378,9 @@ def test_a_dim_that_the_model_fixes_is_an_error_with_the_line() -> None:
         return x + torch.ones(5)
 
     call = tp.compile(fixed, backend="eager")
-    with pytest.raises(DynamicDimError, match=r"Dim 0 of argument 'x'.*fixes its size at 5(?s:.*)test_compile"):
+    with pytest.raises(
+        DynamicDimError, match=r"Dim 0 of argument 'x'.*fixes its size at 5(?s:.*)test_compile"
+    ):
         call(torch.randn(5))
 
 

@@ -241,7 +241,9 @@ def test_submodule_calls_inside_nested_regions_are_inlined() -> None:
 
 
 def test_a_constant_of_the_graph_reaches_every_piece_that_uses_it() -> None:
-    graph = make_fx(lambda x: (x + torch.tensor([1.0, 2.0])).sigmoid() * torch.tensor([3.0, 4.0]))(torch.randn(2))
+    graph = make_fx(lambda x: (x + torch.tensor([1.0, 2.0])).sigmoid() * torch.tensor([3.0, 4.0]))(
+        torch.randn(2)
+    )
     assert kinds(same_result_single(graph, ["aten::sigmoid"], torch.randn(2))) == "pcp"
 
 
@@ -277,7 +279,10 @@ def test_an_autocast_region_around_a_cut_is_reentered_on_both_sides() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("aten::sigmoidd", "Splitting op 'aten::sigmoidd' does not exist\n.*\n.*no 'sigmoidd'\n.*did you mean sigmoid"),
+        (
+            "aten::sigmoidd",
+            "Splitting op 'aten::sigmoidd' does not exist\n.*\n.*no 'sigmoidd'\n.*did you mean sigmoid",
+        ),
         ("nowhere::op", "Splitting op 'nowhere::op' does not exist"),
         ("torch.nn.functional.scaled_attention", "no attribute 'scaled_attention'"),
         ("sigmoid", "a name without '::' or '.'"),
@@ -291,14 +296,17 @@ def test_a_splitting_op_that_does_not_exist_is_an_error(entry: str, message: str
 def test_a_splitting_op_that_never_occurs_is_a_warning_with_near_names() -> None:
     graph = traced(lambda x: torch.sigmoid(x) + 1, torch.randn(3))
     plan = plan_split(graph, CutPolicy.of(["aten::hardsigmoid"]))
-    assert plan.warnings == (
+    (warning,) = plan.warnings
+    assert warning == (
         "splitting op 'aten::hardsigmoid' never occurs in the traced graph; "
-        "near names that do occur: torch.sigmoid",
+        "near names that do occur: torch.sigmoid"
     )
 
 
 def test_the_compiled_model_logs_that_warning(caplog: pytest.LogCaptureFixture, no_grad: None) -> None:
-    compiled = tp.compile(lambda_free, dynamic_arg_dims={"x": 0}, backend="eager", splitting_ops=["aten::tanh"])
+    compiled = tp.compile(
+        lambda_free, dynamic_arg_dims={"x": 0}, backend="eager", splitting_ops=["aten::tanh"]
+    )
     with caplog.at_level(logging.WARNING, "torch_piecewise"):
         compiled(torch.randn(3))
     assert "'aten::tanh' never occurs" in caplog.text

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch.nn import Module
 
-from torch_piecewise.capture import dynamic_dims
 from torch_piecewise.compiled import CompiledCall
 from torch_piecewise.config import Config
+from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.torch_private import modules
 
@@ -87,11 +87,11 @@ def _compile_class(cls: type[Module], settings: Config) -> type[Module]:
     original = cls.__init__
 
     @functools.wraps(original)
-    def __init__(self: Module, *args: Any, **kwargs: Any) -> None:
+    def compiled_init(self: Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         _compile_module(self, settings)
 
-    cls.__init__ = __init__  # type: ignore[method-assign]  # what decorating this class asks for
+    cls.__init__ = compiled_init  # type: ignore[method-assign]  # what decorating this class asks for
     return cls
 
 

@@ -17,15 +17,15 @@ from torch.fx import GraphModule
 from torch_piecewise.compilers import CompileOptions, make_compiler
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
-from torch_piecewise.describe import EagerPiece, describe_pieces
+from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.fingerprint import fingerprint
 from torch_piecewise.manager import CompilerManager
-from torch_piecewise.piece import Piece
+from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.pool import CompilePool, default_workers
-from torch_piecewise.progress import Progress
 from torch_piecewise.program import CompiledPieces, Program, Sizes
+from torch_piecewise.progress import Progress
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_op import splitting_op_for
@@ -170,7 +170,11 @@ class PiecewiseCompileBackend:
     """
 
     def __init__(
-        self, config: Config | None = None, *, observers: Sequence[Callable[[Event], None]] = (), **fields: Any
+        self,
+        config: Config | None = None,
+        *,
+        observers: Sequence[Callable[[Event], None]] = (),
+        **fields: Any,
     ) -> None:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
@@ -224,10 +228,7 @@ class PiecewiseCompileBackend:
 
 
 def _flat_entry(program: Program) -> Callable[..., tuple[Any, ...]]:
-    if not program.sizes.symbols:
-        reader = "0"
-    else:
-        reader = program.sizes.names[program.sizes.symbols[0]]
+    reader = program.sizes.names[program.sizes.symbols[0]] if program.sizes.symbols else "0"
     source = (
         "def call(*args):\n"
         f"    key = {reader}\n"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import re
-import typing
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,14 +11,12 @@ from typing import Any
 import torch
 
 from torch_piecewise.config import Config
-from torch_piecewise.errors import CaptureError, ConfigError, DynamicDimError, GraphBreakError
+from torch_piecewise.dynamic_dims import Dims
+from torch_piecewise.errors import ConfigError, DynamicDimError, GraphBreakError
 from torch_piecewise.relations import Relation
 from torch_piecewise.torch_private import dynamo, shapes
 from torch_piecewise.torch_private.dynamo import RawCapture
 from torch_piecewise.torch_private.shapes import dim_text
-
-Dims = Mapping[str, Mapping[int, str | None]]
-"""Argument name -> dim -> symbol name, None for a symbol of its own."""
 
 _SUBSTITUTE = 7
 """Size that stands for a dynamic dim of size 0 or 1 in a trace: sizes with meanings of their own."""
@@ -51,55 +46,6 @@ class Captured:
     dispatch: str | None
     symbols: Mapping[str, str]
     relations: tuple[Relation, ...]
-
-
-def dynamic_dims(function: Callable[..., Any], config: Config) -> Dims:
-    """Which dims of which arguments are dynamic: as configured, else dim 0 of each annotated tensor.
-
-    Raises:
-        ConfigError: an argument does not exist, or nothing is configured and nothing is annotated.
-    """
-    parameters = inspect.signature(function).parameters
-    if config.dynamic_arg_dims is not None:
-        declared = config.dynamic_dims()
-        for name in declared:
-            if name not in parameters:
-                near = difflib.get_close_matches(name, parameters, n=3)
-                raise ConfigError(
-                    f"dynamic_arg_dims names an argument that {_label(function)} lacks",
-                    expected=f"one of {', '.join(parameters)}",
-                    got=repr(name),
-                    hint=f"did you mean {' or '.join(near)}?" if near else None,
-                )
-        return declared
-    annotated = {name: {0: None} for name in parameters if _is_tensor(function, name)}
-    if not annotated:
-        example = next((name for name in parameters if name != "self"), "x")
-        raise ConfigError(
-            f"No argument of {_label(function)} is annotated as a tensor, so its dynamic dims are unknown",
-            expected=f"dynamic_arg_dims={{{example!r}: 0}}, or an annotation: {example}: torch.Tensor",
-            got=f"({', '.join(map(str, parameters.values()))})",
-            hint="name each argument whose size changes and its dims; dynamic_arg_dims={} if none does",
-        )
-    return annotated
-
-
-def _label(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", repr(function))
-
-
-def _is_tensor(function: Callable[..., Any], name: str) -> bool:
-    plain = getattr(function, "__func__", function)
-    try:
-        annotation = typing.get_type_hints(plain).get(name)
-    except Exception:  # a name that exists for type checkers only: judge by the text
-        annotation = getattr(plain, "__annotations__", {}).get(name)
-    if isinstance(annotation, str):
-        return re.search(r"(^|[^\w.])(torch\.)?(\w*Tensor)\b", annotation) is not None and "[" not in (
-            annotation.replace("Optional[", "")
-        )
-    options = typing.get_args(annotation) or (annotation,)
-    return any(isinstance(option, type) and issubclass(option, torch.Tensor) for option in options)
 
 
 def capture(
@@ -165,7 +111,12 @@ def _values(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, i
 
 
 def _trace(
-    function: Callable[..., Any], bound: inspect.BoundArguments, dims: Dims, config: Config, *, substitute: bool
+    function: Callable[..., Any],
+    bound: inspect.BoundArguments,
+    dims: Dims,
+    config: Config,
+    *,
+    substitute: bool,
 ) -> Captured:
     prepared = _prepared(bound, dims, substitute, config)
     oblivious = config.dynamic_shapes == "backed_size_oblivious"
@@ -243,9 +194,7 @@ def _named(raw: RawCapture, bound: inspect.BoundArguments, dims: Dims, config: C
     return Captured(raw, dispatch, keep, relations)
 
 
-def _declared_sizes(
-    raw: RawCapture, dims: Dims
-) -> dict[tuple[str, int], Any]:
+def _declared_sizes(raw: RawCapture, dims: Dims) -> dict[tuple[str, int], Any]:
     found = {}
     by_source = dict(zip(raw.sources, raw.fakes, strict=True))
     for name, by_dim in dims.items():
@@ -297,6 +246,3 @@ def graph_break_error(error: BaseException) -> GraphBreakError:
         got=reason,
         hint=hints or "move that code out of the compiled model, or make it a tp.splitting_op",
     )
-
-
-__all__ = ["CaptureError", "Captured", "Dims", "capture", "dynamic_dims", "graph_break_error"]

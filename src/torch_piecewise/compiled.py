@@ -6,21 +6,19 @@ import inspect
 import logging
 import threading
 import time
-import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-
-from torch_piecewise.backend import Workshop
-from torch_piecewise.capture import Captured, capture, dynamic_dims
 from torch_piecewise.config import Config
-from torch_piecewise.entry import MISS, CallShape, Entry
+from torch_piecewise.dynamic_dims import dynamic_dims
+from torch_piecewise.entry import MISS, Entry
 from torch_piecewise.errors import GuardError
-from torch_piecewise.events import Bus, Counters, GraphCaptured, Recompiled
-from torch_piecewise.input_guards import convention_of
+from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.torch_private.modules import is_dynamo_compiling
-from torch_piecewise.torch_private.shapes import describe_input
+
+if TYPE_CHECKING:
+    from torch_piecewise.tracing import Tracer
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -80,7 +78,7 @@ class CompiledCall:
         self._on_restore = on_restore
         self._signature = inspect.signature(function)
         self._dims = dynamic_dims(function, config) if config.mode != "none" else {}
-        self._workshop = Workshop(config, self.bus)
+        self._tracer: Tracer | None = None
         self._entries: tuple[Entry, ...] = ()
         self._calls: tuple[Callable[..., Any], ...] = ()
         self._lock = threading.RLock()
@@ -180,35 +178,12 @@ class CompiledCall:
         self.bus.emit(Recompiled(reason=reason))
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
-        bound = self._signature.bind(*args, **kwargs)
+        # Imported for its cost: tracing and compiling load Dynamo, which a start from the store never needs.
+        from torch_piecewise.tracing import Tracer
+
         start = time.monotonic()
-        with self.bus.phase("trace"):
-            captured = capture(self._function, bound, self._dims, self.config)
-        self.bus.emit(GraphCaptured(nodes=len(captured.raw.graph.graph.nodes)))
-        entry = self._build(captured, bound)
+        if self._tracer is None:
+            self._tracer = Tracer(self._function, self._owner, self._dims, self.config, self.bus)
+        entry = self._tracer.trace(self._signature.bind(*args, **kwargs))
         logger.info("compiled in %.1f s", time.monotonic() - start)
         return entry
-
-    def _build(self, captured: Captured, bound: inspect.BoundArguments) -> Entry:
-        raw = captured.raw
-        program = self._workshop.build(
-            raw.graph,
-            shape_env=raw.shape_env,
-            relations=captured.relations,
-            dispatch=captured.dispatch,
-            symbols=captured.symbols,
-        )
-        bound.apply_defaults()
-        owner_name = raw.argument_names[0] if self._owner is not None else None
-        frame = {**bound.arguments, **closure_values(raw.traced)}
-        if owner_name is not None:
-            frame[owner_name] = self._owner
-        specs = [describe_input(fake) for fake in raw.fakes]
-        shape = CallShape(self._signature, self._owner, raw.traced)
-        return Entry(convention_of(raw, owner_name, frame, specs), shape, program)
-
-
-def closure_values(function: types.FunctionType) -> dict[str, Any]:
-    """The closed-over variables of ``function``, by name, as they are now."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    return {name: cell.cell_contents for name, cell in cells}

@@ -1,5 +1,8 @@
-"""The calling convention of a trace: what a call has to look like, where the graph's inputs are in it, and
-how the graph's outputs become its result. A value: it can be kept and used by another process."""
+"""The calling convention of a trace, as a value that can be kept and used by another process.
+
+What a call has to look like, where the graph's inputs are in it, and how the graph's outputs become its
+result.
+"""
 
 from __future__ import annotations
 

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from torch_piecewise.piece import Dim, InputSpec, IntSpec, Piece, TensorSpec
+from torch_piecewise.piece import Dim, EagerPiece, InputSpec, IntSpec, Piece, TensorSpec
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitItem
 from torch_piecewise.torch_private.nodes import example_value, storage_key
 from torch_piecewise.torch_private.ops import op_mutates
 from torch_piecewise.torch_private.shapes import ShapeEnv, describe_input, symbols_in
-
-
-@dataclass(frozen=True)
-class EagerPiece:
-    """A piece that is not compiled.
-
-    Attributes:
-        name: ``submod_N``.
-        graph: the piece, as traced.
-        reason: why, for people.
-    """
-
-    name: str
-    graph: GraphModule
-    reason: str
 
 
 def describe_pieces(

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from torch_piecewise.call_checks import check_functions
 from torch_piecewise.convention import TAIL_ARGUMENT, Convention
 from torch_piecewise.errors import GuardError
-from torch_piecewise.input_guards import check_functions
 from torch_piecewise.piece import TensorSpec
 from torch_piecewise.program import Program
 from torch_piecewise.torch_private.modules import dispatch_modes_active
@@ -69,7 +69,9 @@ class State:
         children: ``(path, _modules dict, name)`` of every submodule on the way to them.
     """
 
-    def __init__(self, inputs: Sequence[StateInput], children: Sequence[tuple[str, Mapping[str, Any], str]]):
+    def __init__(
+        self, inputs: Sequence[StateInput], children: Sequence[tuple[str, Mapping[str, Any], str]]
+    ) -> None:
         self.inputs = tuple(inputs)
         self._children = tuple((path, holder, name, holder[name]) for path, holder, name in children)
         self.accept([entry.holder[entry.key] for entry in self.inputs])
@@ -101,7 +103,10 @@ class State:
 
     def children_unchanged(self) -> bool:
         """Whether every submodule is the traced one."""
-        return all([holder.get(name) is child for _path, holder, name, child in self._children])
+        for _path, holder, name, child in self._children:  # noqa: SIM110 - a generator costs a third more
+            if holder.get(name) is not child:
+                return False
+        return True
 
 
 def _tensor_difference(tensor: Any, spec: TensorSpec | None) -> str | None:

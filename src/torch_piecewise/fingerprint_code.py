@@ -42,7 +42,7 @@ def is_versioned(module: str) -> bool:
     return root in ("torch", "functorch") or root in sys.stdlib_module_names
 
 
-def import_path(value: Any) -> str | None:  # noqa: ANN401 (any object may be asked for)
+def import_path(value: Any) -> str | None:
     """The dotted path under which importing gives this very object; None where there is none."""
     for module, name in _spellings(value):
         path = f"{module}.{name}"
@@ -51,7 +51,7 @@ def import_path(value: Any) -> str | None:  # noqa: ANN401 (any object may be as
     return None
 
 
-def _spellings(value: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 (any object may be asked for)
+def _spellings(value: Any) -> Iterator[tuple[str, str]]:
     names = [getattr(value, attribute, None) for attribute in ("__qualname__", "__name__")]
     module = getattr(value, "__module__", None)
     owner = getattr(value, "__objclass__", None)
@@ -144,7 +144,7 @@ def code_text(function: FunctionType, writer: Writer) -> str:
     return "\n".join(lines)
 
 
-def _cell_text(cell: Any, writer: Writer) -> str:  # noqa: ANN401 (types.CellType is not generic)
+def _cell_text(cell: Any, writer: Writer) -> str:
     try:
         content = cell.cell_contents
     except ValueError:

@@ -72,7 +72,7 @@ def _is_pybind_enum(value: object) -> bool:
     return isinstance(members, Mapping) and getattr(value, "name", None) in members
 
 
-def _pybind_enum(value: Any) -> str:  # noqa: ANN401 (pybind11's enums share no base class)
+def _pybind_enum(value: Any) -> str:
     return f"{path_or_refuse(type(value))}.{value.name}={int(value)}"
 
 
@@ -81,20 +81,20 @@ def _is_numpy(value: object) -> bool:
     return type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tobytes")
 
 
-def _numpy(value: Any) -> str:  # noqa: ANN401 (NumPy need not be installed)
+def _numpy(value: Any) -> str:
     if value.dtype.hasobject:
         raise unnamed(value, "a NumPy value that holds Python objects")
     shape = f"shape={value.shape} strides={value.strides}"
     return f"numpy {type(value).__name__} {value.dtype.descr} {shape} bytes {digest(value.tobytes().hex())}"
 
 
-def _dataclass(writer: Writer, value: Any) -> str:  # noqa: ANN401 (dataclasses share no base class)
+def _dataclass(writer: Writer, value: Any) -> str:
     names = {field.name for field in dataclasses.fields(value)} | set(getattr(value, "__dict__", ()))
     fields = [f"{name}={writer.text(getattr(value, name))}" for name in sorted(names) if hasattr(value, name)]
     return f"{writer.text(type(value))}({', '.join(fields)})"
 
 
-def reduced_text(writer: Writer, value: Any) -> str:  # noqa: ANN401 (any object may be asked for)
+def reduced_text(writer: Writer, value: Any) -> str:
     """The text of what an object's own ``__reduce__`` says: how to make it, and its state.
 
     Raises:

@@ -73,7 +73,7 @@ class Placement:
         return f"placed {' '.join(shown)}" if shown else None
 
 
-def names_only_a_device_type(target: Any) -> bool:  # noqa: ANN401 (targets are strings and callables)
+def names_only_a_device_type(target: Any) -> bool:
     """Whether the strings a call takes name a kind of device and never one device (autocast)."""
     return getattr(target, "__module__", None) == _AUTOCAST
 

@@ -12,7 +12,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 
-import sympy  # type: ignore[import-untyped]  # sympy ships no types
+import sympy
 
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.piece import Dim, InputSpec, IntSpec, Piece, Symbol, TensorSpec

@@ -58,7 +58,7 @@ def _index(node: Node, name: str) -> int:
     return index
 
 
-def triton_text(value: Any, writer: ValueWriter) -> str:  # noqa: ANN401 (Triton need not be installed)
+def triton_text(value: Any, writer: ValueWriter) -> str:
     """Canonical text of an object of a class that Triton defines.
 
     Raises:
@@ -72,7 +72,7 @@ def triton_text(value: Any, writer: ValueWriter) -> str:  # noqa: ANN401 (Triton
     return kernel_text(value, writer)
 
 
-def kernel_text(kernel: Any, writer: ValueWriter) -> str:  # noqa: ANN401 (Triton need not be installed)
+def kernel_text(kernel: Any, writer: ValueWriter) -> str:
     """Canonical text of a kernel: the source that it and its helpers have, and how it is launched.
 
     Raises:
@@ -89,7 +89,7 @@ def kernel_text(kernel: Any, writer: ValueWriter) -> str:  # noqa: ANN401 (Trito
     raise unnamed(kernel, f"{type(kernel).__module__}.{type(kernel).__qualname__}, no kernel that is known")
 
 
-def _autotuner_text(kernel: Any, writer: ValueWriter) -> str:  # noqa: ANN401 (Triton need not be installed)
+def _autotuner_text(kernel: Any, writer: ValueWriter) -> str:
     configs = ", ".join(_fields(config, _CONFIG, writer) for config in kernel.configs)
     hooks = [hook for flag, hook in _HOOKS.items() if getattr(kernel, flag, False)]
     settings = _fields(kernel, (*_AUTOTUNER, *hooks), writer)

@@ -6,6 +6,7 @@ No hash seed, address, or order of a dict's or set's insertions shows in a text.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
@@ -123,7 +124,7 @@ class ValueWriter:
             self._classes[cls] = class_text(cls)
         return self._classes[cls]
 
-    def _compound(self, value: Any) -> str:  # noqa: ANN401 (any value may be asked for)
+    def _compound(self, value: Any) -> str:
         for kind, write in _KINDS:
             if isinstance(value, kind):
                 return write(self, value)
@@ -132,7 +133,7 @@ class ValueWriter:
 
 def _float(value: float) -> str:
     # repr hides the sign and payload of a nan, and torch.copysign shows the sign.
-    return repr(value) if value == value else f"nan:{struct.pack('>d', value).hex()}"
+    return repr(value) if not math.isnan(value) else f"nan:{struct.pack('>d', value).hex()}"
 
 
 def _complex(value: complex) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from torch_piecewise.call_checks import autocast_state
 from torch_piecewise.convention import Check, Convention
 from torch_piecewise.piece import InputSpec, TensorSpec
 from torch_piecewise.torch_private.dynamo import RawCapture
@@ -67,45 +68,19 @@ def _mode_checks(owner_name: str | None, frame: Mapping[str, Any]) -> list[Check
     grad = torch.is_grad_enabled()
     checks = [
         Check(
-            f"§grad_enabled() is {grad}", f"grad mode was {'on' if grad else 'off'} in the trace", "§grad_enabled()"
+            f"§grad_enabled() is {grad}",
+            f"grad mode was {'on' if grad else 'off'} in the trace",
+            "§grad_enabled()",
         ),
         Check("§autocast() == §traced_autocast", "autocast differs from the trace", "§autocast()"),
     ]
     owner = frame.get(owner_name) if owner_name is not None else None
     if isinstance(owner, torch.nn.Module):
         mode = owner.training
-        checks.append(Check(f"§owner.training is {mode}", f"training was {mode} in the trace", "§owner.training"))
+        checks.append(
+            Check(f"§owner.training is {mode}", f"training was {mode} in the trace", "§owner.training")
+        )
     return checks
-
-
-def autocast_state() -> tuple[Any, ...] | None:
-    """What autocast would do now: None when it is off everywhere."""
-    state = tuple(
-        (device, torch.get_autocast_dtype(device))
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    )
-    return state or None
-
-
-def show(value: Any) -> str:
-    """An argument as messages show it."""
-    if not isinstance(value, torch.Tensor):
-        return f"{type(value).__name__} {value!r}"[:100]
-    return (
-        f"{value.dtype}, shape {tuple(value.shape)}, strides {value.stride()}, "
-        f"requires_grad={value.requires_grad}, {value.device}"
-    )
-
-
-def check_functions() -> dict[str, Any]:
-    """The functions that check expressions call."""
-    return {
-        "§grad_enabled": torch.is_grad_enabled,
-        "§autocast": autocast_state,
-        "§Tensor": torch.Tensor,
-        "§show": show,
-    }
 
 
 def _check_values(raw: RawCapture, frame: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +100,7 @@ def _check_values(raw: RawCapture, frame: Mapping[str, Any]) -> dict[str, Any]:
 def _value(path: str, frame: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:
     try:
         return eval(path, {"L": frame, "G": scope})
-    except Exception:  # a path of Dynamo's own (iterators, closures) that is no plain expression
+    except Exception:  # noqa: BLE001 - a path of Dynamo's own (iterators, closures) that is no plain expression
         return None
 
 
@@ -159,7 +134,9 @@ def _check(
         return Check(f"{local} is {_label('value', path)}", f"{local} was another object", f"repr({local})")
     if kind in _BY_TYPE:
         name = type(value).__name__
-        return Check(f"type({local}) is {_label('type', path)}", f"{local} was a {name}", f"type({local}).__name__")
+        return Check(
+            f"type({local}) is {_label('type', path)}", f"{local} was a {name}", f"type({local}).__name__"
+        )
     return None
 
 
@@ -187,9 +164,13 @@ def _tensor_check(local: str, tensor: torch.Tensor, spec: TensorSpec | None) -> 
         fixed = [(dim, size) for dim, size in enumerate(spec.size) if isinstance(size, int)]
         parts += [f"{local}.size({dim}) == {size}" for dim, size in fixed]
         parts.append(_layout_check(local, tensor, spec))
-        described += f", shape ({', '.join(map(str, spec.size))}), strides ({', '.join(map(str, spec.stride))})"
+        described += (
+            f", shape ({', '.join(map(str, spec.size))}), strides ({', '.join(map(str, spec.stride))})"
+        )
     got = f"§show({local})"
-    return Check(" and ".join(parts), described + f", requires_grad={tensor.requires_grad}, {tensor.device}", got)
+    return Check(
+        " and ".join(parts), described + f", requires_grad={tensor.requires_grad}, {tensor.device}", got
+    )
 
 
 def _device_label(device: torch.device) -> str:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.compilers.base import Compiler, CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.errors import CompilerError, PieceCompileError, PiecewiseError
 from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, CompileTask
 from torch_piecewise.ranges import Range
-from torch_piecewise.torch_private.nodes import source_line
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,9 @@ class CompilerManager:
             return Ready(unit.piece.graph.forward, None)
         if isinstance(error, CompilerError):
             raise error
+        # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
+        from torch_piecewise.torch_private.nodes import source_line
+
         operation, line = source_line(error, unit.piece.graph)
         raise PieceCompileError(
             f"{unit.piece.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch_piecewise.compilers.base import Compiler, CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 from torch_piecewise.worker import Worker, WorkerError
@@ -40,7 +40,7 @@ class CompileTask:
         start = time.monotonic()
         try:
             result: Any = self.compiler.compile(self.piece, self.range, self.options)
-        except Exception as error:  # the manager knows the policy
+        except Exception as error:  # noqa: BLE001 - the manager knows the policy
             result = error
         return result, time.monotonic() - start
 
@@ -85,7 +85,7 @@ def _portable(task: CompileTask) -> bytes | None:
         return None
     try:
         return pickle.dumps(task)
-    except Exception as error:  # whatever a user's object raises on pickling
+    except Exception as error:  # noqa: BLE001 - whatever a user's object raises on pickling
         logger.debug("%s cannot be compiled on a worker: %s", task.piece.name, error)
         return None
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch_piecewise.describe import EagerPiece
 from torch_piecewise.dispatch import SizeTable, serving_range
 from torch_piecewise.errors import GuardError
 from torch_piecewise.manager import CompilerManager, Ready, Unit
-from torch_piecewise.piece import Piece
+from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.ranges import UNBOUNDED, Range
 from torch_piecewise.relations import Relation
 from torch_piecewise.stitching import Runner, Stitched

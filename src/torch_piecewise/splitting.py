@@ -226,9 +226,7 @@ class _Builder:
         call = self.outer.call_module(name, tuple(self._outer_value(node) for node in inputs))
         call.meta["example_value"] = tuple(example_value(node) for node in outputs)
         for position, node in enumerate(outputs):
-            part = self.outer.create_node(
-                "call_function", operator.getitem, (call, position), name=node.name
-            )
+            part = self.outer.create_node("call_function", operator.getitem, (call, position), name=node.name)
             part.meta.update(node.meta)
             self.outer_values[node] = part
         return SplitItem(name, index, index in self.assignment.cuts, module)

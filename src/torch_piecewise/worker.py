@@ -11,7 +11,7 @@ import pickle
 import struct
 import subprocess
 import sys
-from typing import IO, Any
+from typing import IO, Any, Self
 
 _LENGTH = struct.Struct("<Q")
 
@@ -23,7 +23,7 @@ class WorkerError(Exception):
 class Worker:
     """A child interpreter that compiles one task at a time. A context manager: leaving it ends the child."""
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         # -c instead of -m: a module run by name would be imported a second time under its own name.
         program = "from torch_piecewise.worker import main; main()"
         self._process = subprocess.Popen(
@@ -101,5 +101,5 @@ def _answer(payload: bytes) -> bytes:
         torch.set_num_threads(task.options.threads)
         outcome = task.run()
         return pickle.dumps(outcome)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told to the parent, which compiles it itself
         return pickle.dumps((RuntimeError(repr(error)), 0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from torch_piecewise.compilers.base import Compiler, CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.compilers.eager import EagerCompiler
 from torch_piecewise.errors import ConfigError
 
@@ -49,10 +49,8 @@ def _resolve(name: str) -> Any:
     dotted = _BUILT_IN.get(name, name)
     module_name, _, attribute = dotted.rpartition(".")
     try:
-        if not module_name:
-            raise ImportError(f"{name!r} has no dot")
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: no dot
         raise ConfigError(
             f"backend {name!r} does not resolve to a compiler",
             expected=f"one of {', '.join(sorted(_BUILT_IN))}, or the dotted name of a class",

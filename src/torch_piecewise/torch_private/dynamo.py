@@ -25,6 +25,7 @@ GraphBreak = (Unsupported, UncapturedHigherOrderOpError, UserError)
 ShapeError = ConstraintViolationError
 """What a trace raises where a dim marked as dynamic turns out to be fixed (2.11, 2.13)."""
 
+
 @dataclass(frozen=True)
 class InputGuard:
     """Something Dynamo read while tracing, and how it looked at it.
@@ -70,7 +71,7 @@ class RawCapture:
     traced_code: tuple[types.CodeType, ...]
 
 
-class NoGraph(Exception):  # noqa: N818 - a signal between two files, not an error users see
+class NoGraph(Exception):
     """The traced function has no tensor operation at all."""
 
 

@@ -127,7 +127,9 @@ def op_overload_name(value: object) -> str | None:
 
 def op_overloads(packet: object) -> list[str]:
     """Names of a packet's overloads; empty for anything else."""
-    return [str(op._overloadname) for op in _overloads(packet)] if isinstance(packet, OpOverloadPacket) else []
+    return (
+        [str(op._overloadname) for op in _overloads(packet)] if isinstance(packet, OpOverloadPacket) else []
+    )
 
 
 def op_mutates(value: object) -> bool | None:

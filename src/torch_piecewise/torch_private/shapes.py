@@ -89,9 +89,7 @@ def hint_of(shape_env: ShapeEnv, symbol: sympy.Symbol) -> int | None:
 def shape_relations(shape_env: ShapeEnv) -> tuple[tuple[str, str], ...]:
     """The trace's shape guards as ``(expression text, user source line)``, ranges included."""
     relations = [
-        (str(guard.expr), _location(guard))
-        for guard in shape_env.guards
-        if not _is_framework_zero_one(guard)
+        (str(guard.expr), _location(guard)) for guard in shape_env.guards if not _is_framework_zero_one(guard)
     ]
     for symbol, bounds in shape_env.var_to_range.items():
         if symbol in shape_env.replacements:
@@ -146,9 +144,7 @@ def symbol_names(value: Any) -> frozenset[str]:
     return frozenset(names)
 
 
-def symbol_sources(
-    shape_env: ShapeEnv, sources: Sequence[str], fakes: Sequence[Any]
-) -> dict[str, str]:
+def symbol_sources(shape_env: ShapeEnv, sources: Sequence[str], fakes: Sequence[Any]) -> dict[str, str]:
     """For each symbol, an expression over ``L`` that reads its value from a call's arguments."""
     # A symbol's own source first: sizes that turned out equal show one symbol in the fake tensors.
     found = {str(symbol): known[0].name for symbol, known in shape_env.var_to_sources.items() if known}
