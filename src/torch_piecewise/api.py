@@ -10,11 +10,11 @@ from typing import Any
 
 from torch.nn import Module
 
-from torch_piecewise import torch_private
 from torch_piecewise.capture import dynamic_dims
 from torch_piecewise.compiled import CompiledCall
 from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
+from torch_piecewise.torch_private import modules
 
 
 def compile(
@@ -70,16 +70,16 @@ def _compile(target: Any, *, settings: Config) -> Any:
 
 
 def _compile_module(module: Module, settings: Config) -> Module:
-    torch_private.set_compiled_call(module, None)
-    traced = torch_private.traceable_call(module)
+    modules.set_compiled_call(module, None)
+    traced = modules.traceable_call(module)
     call = CompiledCall(
         traced,
         module,
         settings,
         traced,
-        on_restore=functools.partial(torch_private.set_compiled_call, module, None),
+        on_restore=functools.partial(modules.set_compiled_call, module, None),
     )
-    torch_private.set_compiled_call(module, call)
+    modules.set_compiled_call(module, call)
     return module
 
 
@@ -136,7 +136,7 @@ def program_of(model: Any) -> CompiledCall:
     Raises:
         ConfigError: it is not compiled by this library.
     """
-    call = torch_private.compiled_call(model) if isinstance(model, Module) else model
+    call = modules.compiled_call(model) if isinstance(model, Module) else model
     if isinstance(call, CompiledFunction):
         call = call.call
     if not isinstance(call, CompiledCall):

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from torch_piecewise import torch_private
 from torch_piecewise.compilers import CompileOptions, make_compiler
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
@@ -26,10 +25,18 @@ from torch_piecewise.manager import CompilerManager
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, default_workers
 from torch_piecewise.progress import Progress
-from torch_piecewise.program import CompiledPieces, Program, Relation, Sizes
+from torch_piecewise.program import CompiledPieces, Program, Sizes
+from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_op import splitting_op_for
 from torch_piecewise.stitching import stitch
+from torch_piecewise.torch_private.modules import dispatch_modes_active
+from torch_piecewise.torch_private.nodes import (
+    ensure_example_values,
+    flat_symbol_readers,
+    placeholder_facts,
+)
+from torch_piecewise.torch_private.shapes import ShapeEnv, dim_text
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -52,7 +59,7 @@ class Workshop:
         self,
         graph: GraphModule,
         *,
-        shape_env: torch_private.ShapeEnv | None,
+        shape_env: ShapeEnv | None,
         relations: Sequence[Relation] = (),
         dispatch: str | None = None,
         symbols: Mapping[str, str] | None = None,
@@ -96,11 +103,11 @@ class Workshop:
     def _distinct(
         self,
         plan: SplitPlan,
-        shape_env: torch_private.ShapeEnv | None,
+        shape_env: ShapeEnv | None,
         relations: Sequence[Relation],
         dispatch: str | None,
     ) -> CompiledPieces:
-        described = describe_pieces(plan.items, shape_env, [r.text for r in relations], dispatch)
+        described = describe_pieces(plan.items, shape_env, relations, dispatch)
         known = {p.name: _identity(p) for p in described if not isinstance(p, EagerPiece)}
         return CompiledPieces(tuple(described), known)
 
@@ -192,9 +199,9 @@ class PiecewiseCompileBackend:
                     got="a second graph",
                     hint="make another one, or use torch.compile(backend='piecewise'), which does so",
                 )
-            torch_private.ensure_example_values(graph, example_inputs)
-            sources, fakes, shape_env = torch_private.placeholder_facts(graph)
-            symbols = torch_private.flat_symbol_readers(fakes)
+            ensure_example_values(graph, example_inputs)
+            sources, fakes, shape_env = placeholder_facts(graph)
+            symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
             self.program = Workshop(self.config, self.bus).build(
@@ -210,7 +217,7 @@ class PiecewiseCompileBackend:
                 continue
             argument = source.removeprefix("L['").removesuffix("']")
             for dim, size in enumerate(fake.shape):
-                name = torch_private.dim_text(size)
+                name = dim_text(size)
                 if isinstance(name, str) and name.isidentifier() and wanted in (None, f"{argument}.{dim}"):
                     return name
         return None
@@ -233,7 +240,7 @@ def _flat_entry(program: Program) -> Callable[..., tuple[Any, ...]]:
         "lookup": program.table.lookup,
         "find": program.table.find,
         "find_under_modes": program.mode_table.find,
-        "modes_active": torch_private.dispatch_modes_active,
+        "modes_active": dispatch_modes_active,
     }
     exec(compile(source, "<torch-piecewise flat entry>", "exec"), scope)
     call: Callable[..., tuple[Any, ...]] = scope["call"]

@@ -6,17 +6,19 @@ import difflib
 import inspect
 import re
 import typing
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from torch_piecewise import torch_private
 from torch_piecewise.config import Config
 from torch_piecewise.errors import CaptureError, ConfigError, DynamicDimError, GraphBreakError
-from torch_piecewise.program import Relation
-from torch_piecewise.torch_private import RawCapture, dim_text
+from torch_piecewise.relations import Relation
+from torch_piecewise.torch_private import dynamo, shapes
+from torch_piecewise.torch_private.dynamo import RawCapture
+from torch_piecewise.torch_private.shapes import dim_text
 
 Dims = Mapping[str, Mapping[int, str | None]]
 """Argument name -> dim -> symbol name, None for a symbol of its own."""
@@ -168,16 +170,16 @@ def _trace(
     prepared = _prepared(bound, dims, substitute, config)
     oblivious = config.dynamic_shapes == "backed_size_oblivious"
     try:
-        raw = torch_private.capture_fullgraph(
+        raw = dynamo.capture_fullgraph(
             function,
             prepared.args,
             prepared.kwargs,
             shape_settings={"backed_size_oblivious": oblivious},
             dynamo_settings=_DYNAMO_SETTINGS,
         )
-    except torch_private.GraphBreak as error:
+    except dynamo.GraphBreak as error:
         raise graph_break_error(error) from error
-    except torch_private.ShapeError as error:
+    except dynamo.ShapeError as error:
         raise DynamicDimError(
             "A declared dynamic dim cannot stay dynamic",
             got=str(error).strip().splitlines()[0],
@@ -191,7 +193,7 @@ def _prepared(
 ) -> inspect.BoundArguments:
     """The call with stand-ins for its dynamic tensors: the same memory or size, marked for the trace."""
     copies: dict[int, torch.Tensor] = {}
-    arguments = dict(bound.arguments)
+    arguments = OrderedDict(bound.arguments)
     for name, by_dim in dims.items():
         value = arguments.get(name)
         if not isinstance(value, torch.Tensor):
@@ -205,10 +207,10 @@ def _prepared(
             if config.dynamic_shapes == "backed" and not substitute and value.size(dim) in (0, 1):
                 continue  # such a size is a constant to torch in this mode: it gets a trace of its own
             if config.dynamic_shapes == "unbacked" or position in unbacked:
-                torch_private.mark_unbacked(copies[id(value)], position)
+                dynamo.mark_unbacked(copies[id(value)], position)
             else:
-                torch_private.mark_dynamic(copies[id(value)], position)
-    return inspect.BoundArguments(bound.signature, arguments)  # type: ignore[arg-type]
+                dynamo.mark_dynamic(copies[id(value)], position)
+    return inspect.BoundArguments(bound.signature, arguments)
 
 
 def _stand_in(value: torch.Tensor, by_dim: Mapping[int, Any], substitute: bool) -> torch.Tensor:
@@ -231,11 +233,11 @@ def _named(raw: RawCapture, bound: inspect.BoundArguments, dims: Dims, config: C
         other = by_name.setdefault(symbol, f"{name}.{dim}")
         if other != f"{name}.{dim}":
             first = declared[other.rsplit(".", 1)[0], int(other.rsplit(".", 1)[1])]
-            torch_private.assume_equal(raw.shape_env, first, size)
+            shapes.assume_equal(raw.shape_env, first, size)
     _refuse_fixed_dims(raw, declared, (0, 1) if config.dynamic_shapes == "backed" else ())
-    symbols = torch_private.symbol_sources(raw.shape_env, raw.sources, raw.fakes)
-    relations = tuple(Relation(*pair) for pair in torch_private.shape_relations(raw.shape_env))
-    used = {name for relation in relations for name in torch_private.relation_symbols(relation.text)}
+    symbols = shapes.symbol_sources(raw.shape_env, raw.sources, raw.fakes)
+    relations = tuple(Relation(*pair) for pair in shapes.shape_relations(raw.shape_env))
+    used = {name for relation in relations for name in relation.symbols}
     dispatch = _dispatch_symbol(declared, config)
     keep = {s: source for s, source in symbols.items() if s == dispatch or s in used}
     return Captured(raw, dispatch, keep, relations)
@@ -260,7 +262,7 @@ def _refuse_fixed_dims(
         number = dim_text(size)
         if not isinstance(number, int) or number in allowed:
             continue
-        where = torch_private.where_fixed(raw.shape_env, number)
+        where = shapes.where_fixed(raw.shape_env, number)
         raise DynamicDimError(
             f"Dim {dim} of argument {name!r} was declared dynamic, but the model fixes its size at {number}",
             expected="code that works for any size of it",
@@ -288,7 +290,7 @@ def _dispatch_symbol(declared: Mapping[tuple[str, int], Any], config: Config) ->
 
 def graph_break_error(error: BaseException) -> GraphBreakError:
     """Dynamo's refusal as ours: file, line, reason, and what to change."""
-    reason, hints, where = torch_private.graph_break_details(error)
+    reason, hints, where = dynamo.graph_break_details(error)
     return GraphBreakError(
         f"The model breaks the graph{f' at {where}' if where else ''}",
         expected="code that traces as one graph",

@@ -6,19 +6,21 @@ import inspect
 import logging
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 
-from torch_piecewise import torch_private
 from torch_piecewise.backend import Workshop
 from torch_piecewise.capture import Captured, capture, dynamic_dims
 from torch_piecewise.config import Config
 from torch_piecewise.entry import MISS, CallShape, Entry
 from torch_piecewise.errors import GuardError
 from torch_piecewise.events import Bus, Counters, GraphCaptured, Recompiled
-from torch_piecewise.torch_private import describe_input
+from torch_piecewise.input_guards import convention_of
+from torch_piecewise.torch_private.modules import is_dynamo_compiling
+from torch_piecewise.torch_private.shapes import describe_input
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -89,7 +91,7 @@ class CompiledCall:
             result = call(*args, **kwargs)
             if result is not MISS:
                 return result
-        if torch_private.is_dynamo_compiling() or self.config.mode == "none":
+        if is_dynamo_compiling() or self.config.mode == "none":
             return self._original(*args, **kwargs)
         return self._first_call(args, kwargs)
 
@@ -198,9 +200,15 @@ class CompiledCall:
         )
         bound.apply_defaults()
         owner_name = raw.argument_names[0] if self._owner is not None else None
-        shape = CallShape(self._signature, self._owner, owner_name)
+        frame = {**bound.arguments, **closure_values(raw.traced)}
+        if owner_name is not None:
+            frame[owner_name] = self._owner
         specs = [describe_input(fake) for fake in raw.fakes]
-        return Entry(raw, shape, program, specs, dict(bound.arguments))
+        shape = CallShape(self._signature, self._owner, raw.traced)
+        return Entry(convention_of(raw, owner_name, frame, specs), shape, program)
 
 
-__all__ = ["CompiledCall", "Stats"]
+def closure_values(function: types.FunctionType) -> dict[str, Any]:
+    """The closed-over variables of ``function``, by name, as they are now."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {name: cell.cell_contents for name, cell in cells}

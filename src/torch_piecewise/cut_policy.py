@@ -13,6 +13,13 @@ from torch.fx import Graph, Node
 from torch.nn import Module
 
 from torch_piecewise.errors import SplitError
+from torch_piecewise.torch_private.ops import (
+    is_higher_order,
+    op_base_name,
+    op_name,
+    op_overload_name,
+    op_overloads,
+)
 
 SplittingOp = str | type[Module] | Callable[[Node], bool]
 """One entry of ``Config.splitting_ops``."""
@@ -109,13 +116,18 @@ def _rule(entry: SplittingOp, *, is_default: bool = False) -> _Rule:
         name = f"{entry.__module__}.{entry.__qualname__}"
         return _Rule(name, _module_matcher(name))
     if callable(entry):
-        text = getattr(entry, "__qualname__", repr(entry))
-        return _Rule(text, lambda node: Cut(text) if entry(node) else None, is_default)
+        predicate: Any = entry
+        return _predicate_rule(predicate)
     raise SplitError(
         "An entry of splitting_ops is of no kind that can be matched",
         expected="'ns::op', 'ns::op.overload', a dotted function or class name, a module class, a predicate",
         got=repr(entry),
     )
+
+
+def _predicate_rule(predicate: Callable[[Node], bool]) -> _Rule:
+    text = str(getattr(predicate, "__qualname__", repr(predicate)))
+    return _Rule(text, lambda node: Cut(text) if predicate(node) else None)
 
 
 def _named_rule(name: str, is_default: bool) -> _Rule:
@@ -173,7 +185,7 @@ def _resolve_op(name: str) -> Any:
             return found
     else:
         packet = getattr(getattr(torch.ops, namespace), op_name, None)
-        if packet is not None and (not overload or overload in packet.overloads()):
+        if packet is not None and (not overload or overload in op_overloads(packet)):
             return getattr(packet, overload) if overload else packet
     near = _near(op_name, dir(getattr(torch.ops, namespace)))
     raise SplitError(
@@ -213,12 +225,11 @@ def target_names(node: Node) -> frozenset[str]:
     target: Any = node.target
     if is_functionalized(node) and node.args:
         target = node.args[0]
-    if isinstance(target, torch._ops.OpOverload):
-        return frozenset((target.name(), _with_overload(target), target.name().partition(".")[0]))
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        return frozenset((str(target._qualified_op_name),))
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return frozenset((f"higher_order::{target.name()}",))
+    base = op_base_name(target)
+    if base is not None:
+        return frozenset(name for name in (base, op_overload_name(target)) if name is not None)
+    if is_higher_order(target):
+        return frozenset((f"higher_order::{op_name(target)}",))
     return frozenset((_dotted(target),))
 
 
@@ -228,13 +239,9 @@ def is_functionalized(node: Node) -> bool:
     return node.op == "call_function" and name in ("auto_functionalized", "auto_functionalized_v2")
 
 
-def _with_overload(op: torch._ops.OpOverload) -> str:
-    return f"{op.name().partition('.')[0]}.{op._overloadname}"
-
-
 def _dotted(function: Any) -> str:
     module = getattr(function, "__module__", None)
-    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function))
+    name = str(getattr(function, "__qualname__", "") or getattr(function, "__name__", repr(function)))
     if module in (None, "builtins") or name.startswith(("_VariableFunctionsClass.", "PyCapsule.")):
         base = name.rpartition(".")[2]
         return f"torch.{base}" if hasattr(torch, base) else f"torch._C._nn.{base}"

@@ -10,15 +10,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_piecewise.piece import Dim, InputSpec, IntSpec, Piece, TensorSpec
+from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitItem
-from torch_piecewise.torch_private import (
-    ShapeEnv,
-    describe_input,
-    example_value,
-    relation_symbols,
-    storage_key,
-    symbols_in,
-)
+from torch_piecewise.torch_private.nodes import example_value, storage_key
+from torch_piecewise.torch_private.ops import op_mutates
+from torch_piecewise.torch_private.shapes import ShapeEnv, describe_input, symbols_in
 
 
 @dataclass(frozen=True)
@@ -39,20 +35,20 @@ class EagerPiece:
 def describe_pieces(
     items: Iterable[SplitItem],
     shape_env: ShapeEnv | None,
-    relations: Iterable[str],
+    relations: Iterable[Relation],
     dispatch: str | None,
 ) -> list[Piece | EagerPiece]:
     """Describe every piece that is no cut.
 
     Args:
         shape_env: where the trace's symbols live; None for a graph without any.
-        relations: what the trace knows about its symbols, as expression texts.
+        relations: what the trace knows about its symbols.
         dispatch: the symbol that ranges and sizes are about.
 
     Returns:
         In the order of ``items``: a piece to compile, or why it stays eager.
     """
-    known = {text: relation_symbols(text) for text in relations}
+    known = {relation.text: relation.symbols for relation in relations}
     return [_describe(item, shape_env, known, dispatch) for item in items if not item.is_splitting_graph]
 
 
@@ -126,10 +122,8 @@ def _mutates(node: Node) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op != "call_function":
         return False
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.is_mutable
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        return any(getattr(target, name)._schema.is_mutable for name in target.overloads())
-    name = getattr(target, "__name__", "")
+    mutates = op_mutates(node.target)
+    if mutates is not None:
+        return mutates
+    name = str(getattr(node.target, "__name__", ""))
     return "out" in node.kwargs or name == "setitem" or (name.endswith("_") and not name.endswith("__"))

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from torch_piecewise.convention import TAIL_ARGUMENT, Convention
 from torch_piecewise.errors import GuardError
-from torch_piecewise.input_guards import Check, checks_of_trace, guard_scope
+from torch_piecewise.input_guards import check_functions
 from torch_piecewise.piece import TensorSpec
 from torch_piecewise.program import Program
-from torch_piecewise.torch_private import TAIL_ARGUMENT, RawCapture, dispatch_modes_active
+from torch_piecewise.torch_private.modules import dispatch_modes_active
 
 MISS: Any = object()
 """What an entry returns instead of a result when the call is not one it was traced for."""
@@ -34,12 +36,12 @@ class CallShape:
     Attributes:
         signature: of the call people make, ``self`` left out.
         owner: the module or object the function is bound to; None for a plain function.
-        owner_name: what its code calls the owner (usually ``self``).
+        function: the traced function itself, unbound.
     """
 
     signature: inspect.Signature
     owner: Any
-    owner_name: str | None
+    function: types.FunctionType
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,10 @@ class Entry:
         program: what it runs.
     """
 
-    def __init__(
-        self, raw: RawCapture, shape: CallShape, program: Program, specs: Sequence[Any], arguments: dict[str, Any]
-    ) -> None:
-        writer = _EntryWriter(raw, shape, program, specs, arguments)
+    def __init__(self, convention: Convention, shape: CallShape, program: Program) -> None:
+        writer = _EntryWriter(convention, shape, program)
         self.program = program
-        self.checks = writer.checks
+        self.convention = convention
         self.state = writer.state
         self.source = writer.source()
         scope = writer.scope
@@ -152,41 +152,32 @@ class Entry:
 class _EntryWriter:
     """Collects the names that the generated function refers to, then writes it."""
 
-    def __init__(
-        self, raw: RawCapture, shape: CallShape, program: Program, specs: Sequence[Any], arguments: dict[str, Any]
-    ) -> None:
-        self.raw = raw
+    def __init__(self, convention: Convention, shape: CallShape, program: Program) -> None:
+        self.convention = convention
         self.shape = shape
         self.program = program
         self.values: dict[str, Any] = {
+            **check_functions(),
+            **convention.values,
             "§MISS": MISS,
             "§GuardError": GuardError,
             "§lookup": program.table.lookup,
             "§find": program.table.find,
             "§find_under_modes": program.mode_table.find,
             "§modes_active": dispatch_modes_active,
-            "§tail": raw.tail_function(),
+            "§tail": convention.tail_function(shape.function),
+            "§texts": tuple(check.text for check in convention.checks),
             "§owner": shape.owner,
-            "§globals": raw.globals,
+            "§globals": shape.function.__globals__,
         }
-        self.frame = {**arguments, **self._cells()}
-        if shape.owner_name is not None:
-            self.frame[shape.owner_name] = shape.owner
-        self.checks: tuple[Check, ...] = checks_of_trace(raw, shape.owner_name, self.frame, specs)
-        self.values |= guard_scope(raw, self.frame)
-        self.state = State(*self._state(specs))
+        self.state = State(*self._state())
         self.values["§state_of"] = self.state
-        self.values["§texts"] = tuple(check.text for check in self.checks)
 
-    def _cells(self) -> dict[str, Any]:
-        names = self.raw.tail.co_freevars
-        return {name: cell.cell_contents for name, cell in zip(names, self.raw.closure, strict=False)}
-
-    def _state(self, specs: Sequence[Any]) -> tuple[list[StateInput], list[tuple[str, Mapping[str, Any], str]]]:
+    def _state(self) -> tuple[list[StateInput], list[tuple[str, Mapping[str, Any], str]]]:
         inputs: list[StateInput] = []
         children: dict[str, tuple[str, Mapping[str, Any], str]] = {}
         self.loads: list[str] = []
-        for source, spec in zip(self.raw.sources, specs, strict=True):
+        for source, spec in zip(self.convention.sources, self.convention.specs, strict=True):
             match = self._state_match(source)
             if match is None:
                 self.loads.append(self._local(source))
@@ -210,9 +201,9 @@ class _EntryWriter:
         return inputs, list(children.values())
 
     def _state_match(self, source: str) -> re.Match[str] | None:
-        if self.shape.owner_name is None or not isinstance(self.shape.owner, torch.nn.Module):
+        if self.convention.owner_name is None or not isinstance(self.shape.owner, torch.nn.Module):
             return None
-        match = _STATE.match(source.replace(f"L['{self.shape.owner_name}']", "L['self']", 1))
+        match = _STATE.match(source.replace(f"L['{self.convention.owner_name}']", "L['self']", 1))
         if match is None or _MODULE_STEP.sub("", match["owner"]) != "L['self']":
             return None
         return match
@@ -265,7 +256,7 @@ class _EntryWriter:
         return ", ".join(parts)
 
     def _entry_lines(self) -> list[str]:
-        checks = [check.expression for check in self.checks]
+        checks = [check.expression for check in self.convention.checks]
         if self.state.inputs:
             checks.append("§state_of.children_unchanged()")
         lines = self._cell_lines()
@@ -301,14 +292,21 @@ class _EntryWriter:
         return f"({', '.join(loads)},)"
 
     def _cell_lines(self) -> list[str]:
-        names = self.raw.tail.co_freevars
-        cells = list(zip(names, self.raw.closure, strict=False))
-        self.values |= {f"§cell_{name}": cell for name, cell in cells}
-        return [f"{name} = §cell_{name}.cell_contents" for name, _cell in cells]
+        function = self.shape.function
+        cells = list(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        mentioned = self._mentioned()
+        used = [(name, cell) for name, cell in cells if name in mentioned]
+        self.values |= {f"§cell_{name}": cell for name, cell in used}
+        return [f"{name} = §cell_{name}.cell_contents" for name, _cell in used]
+
+    def _mentioned(self) -> set[str]:
+        """Every word in the sources and checks, the names of variables among them."""
+        texts = [*self.convention.sources, *(check.expression for check in self.convention.checks)]
+        return set(re.findall(r"\w+", " ".join(texts)))
 
     def _explain_lines(self) -> list[str]:
         lines = self._cell_lines()
-        for index, check in enumerate(self.checks):
+        for index, check in enumerate(self.convention.checks):
             lines += [
                 f"if not ({check.expression}):",
                 f"    return §texts[{index}] + ', got ' + str({check.got})",
@@ -344,10 +342,10 @@ class _EntryWriter:
         return re.sub(r"\.size\(\)\[(\d+)\]", r".size(\1)", text)
 
     def _name(self, local: str) -> str:
-        return "§owner" if local == self.shape.owner_name else local
+        return "§owner" if local == self.convention.owner_name else local
 
     def _tail_arguments(self, outputs: str) -> str:
-        code = self.raw.tail
+        code = self.convention.tail
         positional = code.co_varnames[: code.co_argcount]
         parts = [outputs if name == TAIL_ARGUMENT else self._name(name) for name in positional]
         named = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]

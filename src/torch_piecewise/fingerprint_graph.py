@@ -16,7 +16,7 @@ from torch_piecewise.fingerprint_placement import Placement, names_only_a_device
 from torch_piecewise.fingerprint_symbols import SymbolNames
 from torch_piecewise.fingerprint_triton import is_triton_call, kernel_arguments, triton_text
 from torch_piecewise.fingerprint_values import ValueWriter, is_plain
-from torch_piecewise.torch_private_fingerprint import (
+from torch_piecewise.torch_private.ops import (
     has_plain_calling_convention,
     is_dispatcher_op,
     is_higher_order,

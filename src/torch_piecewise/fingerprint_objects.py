@@ -14,7 +14,7 @@ from typing import Any
 
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.fingerprint_code import Writer, digest, import_path
-from torch_piecewise.torch_private_fingerprint import (
+from torch_piecewise.torch_private.ops import (
     is_dispatcher_op,
     is_higher_order,
     is_packet,

@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.fingerprint_objects import unnamed
 from torch_piecewise.fingerprint_values import ValueWriter
-from torch_piecewise.torch_private_fingerprint import (
+from torch_piecewise.torch_private.ops import (
     is_higher_order,
     op_name,
     triton_constants,

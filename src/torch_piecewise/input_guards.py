@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from torch_piecewise.piece import TensorSpec
-from torch_piecewise.torch_private import RawCapture
+from torch_piecewise.convention import Check, Convention
+from torch_piecewise.piece import InputSpec, TensorSpec
+from torch_piecewise.torch_private.dynamo import RawCapture
 
 _VALUES = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, complex)
 _BY_VALUE = frozenset(("CONSTANT_MATCH", "EQUALS_MATCH", "NONE_MATCH", "BOOL_MATCH", "BOOL_FALSE"))
@@ -25,39 +25,38 @@ _BY_IDENTITY = frozenset(("ID_MATCH", "CLASS_MATCH", "FUNCTION_MATCH", "CLOSURE_
 _BY_TYPE = frozenset(("TYPE_MATCH", "NN_MODULE", "DATA_PTR_MATCH", "WEAKREF_ALIVE"))
 
 
-@dataclass(frozen=True)
-class Check:
-    """One condition on a call.
-
-    Attributes:
-        expression: Python, over the call's arguments and the names of :func:`guard_scope`, which begin with
-            ``§`` until the text is written out; true when the condition holds.
-        text: what was expected, for people, naming the argument.
-        got: Python expression that shows what was given.
-    """
-
-    expression: str
-    text: str
-    got: str
-
-
-def checks_of_trace(
-    raw: RawCapture, owner_name: str | None, frame: Mapping[str, Any], specs: Sequence[Any]
-) -> tuple[Check, ...]:
-    """The checks for one trace.
+def convention_of(
+    raw: RawCapture, owner_name: str | None, frame: Mapping[str, Any], specs: Sequence[InputSpec | None]
+) -> Convention:
+    """The calling convention of one trace.
 
     Args:
         owner_name: name of the frame's local that is the model itself, whose attributes are not checked.
-        frame: the frame's locals at the trace.
+        frame: the frame's locals at the trace, closed-over ones included.
         specs: description of each graph input, in order.
     """
+    return Convention(
+        owner_name=owner_name,
+        sources=raw.sources,
+        specs=tuple(specs),
+        checks=_checks_of_trace(raw, owner_name, frame, specs),
+        values=_check_values(raw, frame),
+        tail=raw.tail,
+        tail_imports=raw.tail_imports,
+        tail_builtins=raw.tail_builtins,
+    )
+
+
+def _checks_of_trace(
+    raw: RawCapture, owner_name: str | None, frame: Mapping[str, Any], specs: Sequence[Any]
+) -> tuple[Check, ...]:
     by_source = dict(zip(raw.sources, specs, strict=True))
     checks: list[Check] = list(_mode_checks(owner_name, frame))
     seen: set[str] = set()
     for guard in raw.guards:
         if not guard.path.startswith("L['") or guard.path.startswith(f"L['{owner_name}']"):
             continue
-        made = _check(guard.path, guard.kind, frame, raw.globals, by_source)
+        made = _check(guard.path, guard.kind, frame, raw.traced.__globals__, by_source)
         if made is not None and made.expression not in seen:
             seen.add(made.expression)
             checks.append(made)
@@ -99,24 +98,28 @@ def show(value: Any) -> str:
     )
 
 
-def guard_scope(raw: RawCapture, frame: Mapping[str, Any]) -> dict[str, Any]:
-    """The names that check expressions use beside the call's arguments."""
-    scope: dict[str, Any] = {
+def check_functions() -> dict[str, Any]:
+    """The functions that check expressions call."""
+    return {
         "§grad_enabled": torch.is_grad_enabled,
         "§autocast": autocast_state,
-        "§traced_autocast": autocast_state(),
         "§Tensor": torch.Tensor,
         "§show": show,
     }
+
+
+def _check_values(raw: RawCapture, frame: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {"§traced_autocast": autocast_state()}
     for guard in raw.guards:
         if guard.path.startswith("L['"):
-            value = _value(guard.path, frame, raw.globals)
-            scope[_label("type", guard.path)] = type(value)
-            scope[_label("value", guard.path)] = value
+            value = _value(guard.path, frame, raw.traced.__globals__)
+            values[_label("type", guard.path)] = type(value)
             if isinstance(value, torch.Tensor):
-                scope[_dtype_label(value.dtype)] = value.dtype
-                scope[_device_label(value.device)] = value.device
-    return scope
+                values[_dtype_label(value.dtype)] = value.dtype
+                values[_device_label(value.device)] = value.device
+            elif guard.kind in _BY_IDENTITY or isinstance(value, _VALUES):
+                values[_label("value", guard.path)] = value
+    return values
 
 
 def _value(path: str, frame: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, CompileTask
 from torch_piecewise.ranges import Range
-from torch_piecewise.torch_private import source_line
+from torch_piecewise.torch_private.nodes import source_line
 
 
 @dataclass(frozen=True)

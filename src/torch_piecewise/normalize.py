@@ -13,7 +13,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, map_arg
 
-from torch_piecewise.torch_private import dim_text, example_value
+from torch_piecewise.torch_private.nodes import example_value
+from torch_piecewise.torch_private.shapes import dim_text
 
 
 def normalize(graph_module: GraphModule) -> GraphModule:
@@ -95,9 +96,9 @@ def _replace_result(graph_module: GraphModule, call: Node, result: Argument) -> 
     else:
         parts = result if isinstance(result, tuple | list) else (result,)
         for user in list(call.users):
-            if user.op == "call_function" and user.target is operator.getitem:
-                part = parts[user.args[1]]
-                replace_uses(user, part)
+            index = user.args[1] if is_getitem(user) else None
+            if type(index) is int:
+                replace_uses(user, parts[index])
                 graph_module.graph.erase_node(user)
         if call.users:
             replace_uses(call, tuple(parts))
@@ -183,8 +184,9 @@ def expand_size_tuples(graph_module: GraphModule, crosses: Callable[[Node], bool
         if dims is None:
             continue
         for user in list(node.users):
-            if is_getitem(user) and isinstance(user.args[1], int | slice):
-                replace_uses(user, dims[user.args[1]])
+            index = user.args[1] if is_getitem(user) else None
+            if isinstance(index, slice) or type(index) is int:
+                replace_uses(user, dims[index])
                 graph_module.graph.erase_node(user)
         replace_uses(node, dims)
         graph_module.graph.erase_node(node)

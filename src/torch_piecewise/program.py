@@ -13,28 +13,11 @@ from torch_piecewise.errors import GuardError
 from torch_piecewise.manager import CompilerManager, Ready, Unit
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import UNBOUNDED, Range
+from torch_piecewise.relations import Relation
 from torch_piecewise.stitching import Runner, Stitched
-from torch_piecewise.torch_private import evaluate_relation, relation_symbols
 
 ANY_SIZE = Range(0, UNBOUNDED)
 """The range of a piece that does not have the dispatch symbol: compiled once for all sizes."""
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A condition on sizes that the trace relied on.
-
-    Attributes:
-        text: expression over symbol names.
-        where: the user's line that asked, ``file:line``, or empty.
-    """
-
-    text: str
-    where: str = ""
-
-    def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it holds; a relation over symbols that ``sizes`` lacks counts as holding."""
-        return not relation_symbols(self.text) <= sizes.keys() or evaluate_relation(self.text, sizes)
 
 
 @dataclass(frozen=True)
@@ -201,6 +184,3 @@ class Program:
             got=", ".join(f"{name}={value}" for name, value in named.items()),
             hint="on_guard_failure='recompile' traces again for such sizes",
         )
-
-
-__all__ = ["ANY_SIZE", "CompiledPieces", "Program", "Relation", "SizeKey", "Sizes"]

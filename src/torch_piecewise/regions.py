@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch.fx import Graph, Node
 
-_ENTER = torch.amp.autocast_mode._enter_autocast
-_EXIT = torch.amp.autocast_mode._exit_autocast
-_SET_GRAD = torch._C._set_grad_enabled
+from torch_piecewise.torch_private.ops import ENTER_AUTOCAST, EXIT_AUTOCAST, SET_GRAD_ENABLED
 
 
 @dataclass(frozen=True)
@@ -34,29 +31,24 @@ class OpenRegions:
         """What is open once ``node`` has run."""
         if node.op != "call_function":
             return self
-        if node.target is _ENTER:
+        if node.target is ENTER_AUTOCAST:
             return OpenRegions((*self.autocast, node), self.grad_enabled)
-        if node.target is _EXIT:
+        if node.target is EXIT_AUTOCAST:
             return OpenRegions(tuple(n for n in self.autocast if n is not node.args[0]), self.grad_enabled)
-        if node.target is _SET_GRAD:
+        if node.target is SET_GRAD_ENABLED:
             return OpenRegions(self.autocast, bool(node.args[0]))
         return self
 
     def enter(self, graph: Graph) -> dict[Node, Node]:
         """Append to ``graph`` what opens these regions; returns the enter calls made, by original."""
-        made = {node: graph.call_function(_ENTER, node.args) for node in self.autocast}
+        made = {node: graph.call_function(ENTER_AUTOCAST, node.args) for node in self.autocast}
         if self.grad_enabled is not None:
-            graph.call_function(_SET_GRAD, (self.grad_enabled,))
+            graph.call_function(SET_GRAD_ENABLED, (self.grad_enabled,))
         return made
 
     def leave(self, graph: Graph, entered: Callable[[Node], Node], grad_before: bool | None) -> None:
         """Append to ``graph`` what closes these regions; ``entered`` finds a region's enter call."""
         for node in reversed(self.autocast):
-            graph.call_function(_EXIT, (entered(node),))
+            graph.call_function(EXIT_AUTOCAST, (entered(node),))
         if self.grad_enabled is not None and grad_before is not None:
-            graph.call_function(_SET_GRAD, (grad_before,))
-
-
-def is_region_call(node: Node) -> bool:
-    """Whether ``node`` enters or leaves a region."""
-    return node.op == "call_function" and node.target in (_ENTER, _EXIT, _SET_GRAD)
+            graph.call_function(SET_GRAD_ENABLED, (grad_before,))

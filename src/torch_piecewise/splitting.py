@@ -13,7 +13,9 @@ from torch.fx.node import map_arg
 from torch_piecewise.cut_policy import CutPolicy, SplittingOp
 from torch_piecewise.normalize import copy_node, expand_size_tuples, is_getitem, normalize
 from torch_piecewise.regions import OpenRegions
-from torch_piecewise.torch_private import dim_text, example_value, symbol_names
+from torch_piecewise.torch_private.nodes import example_value
+from torch_piecewise.torch_private.ops import op_base_name
+from torch_piecewise.torch_private.shapes import dim_text, symbol_names
 
 _ALLOCATIONS = frozenset(
     (
@@ -121,9 +123,9 @@ def _assign(graph: Graph, policy: CutPolicy) -> _Assignment:
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr", "output"):
             continue
-        follows_producer = is_getitem(node) and piece_of.get(_producer(node)) is not None
-        if follows_producer and _is_tuple_part(node):
-            piece_of[node] = piece_of[_producer(node)]
+        producer = _taken_from(node)
+        if producer in piece_of:
+            piece_of[node] = piece_of[producer]
             continue
         is_cut = policy.cut(node) is not None
         if is_cut != previous_was_cut:
@@ -135,14 +137,14 @@ def _assign(graph: Graph, policy: CutPolicy) -> _Assignment:
     return _Assignment(piece_of, frozenset(cuts))
 
 
-def _producer(node: Node) -> Node | None:
-    return node.args[0] if isinstance(node.args[0], Node) else None  # type: ignore[return-value]
-
-
-def _is_tuple_part(node: Node) -> bool:
-    producer = _producer(node)
-    indexed_by_constant = isinstance(node.args[1], int | str)
-    return indexed_by_constant and not isinstance(example_value(producer), torch.Tensor)
+def _taken_from(node: Node) -> Node | None:
+    """The node with several results that ``node`` takes one from; None if it does something else."""
+    if not is_getitem(node) or not isinstance(node.args[1], int | str):
+        return None
+    producer = node.args[0]
+    if not isinstance(producer, Node) or isinstance(example_value(producer), torch.Tensor):
+        return None
+    return producer
 
 
 def _crosses(node: Node, piece_of: dict[Node, int]) -> bool:
@@ -179,10 +181,10 @@ def _only_allocates(node: Node) -> bool:
         return False
     if node.target in (torch.ops.aten.sym_size.int, operator.getitem) or node.target is getattr:
         return not isinstance(example_value(node), torch.Tensor)
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target.namespace == "aten" and target._schema.name.partition("::")[2] in _ALLOCATIONS
-    return getattr(target, "__name__", None) in _ALLOCATIONS
+    op = op_base_name(node.target)
+    if op is not None:
+        return op.startswith("aten::") and op.removeprefix("aten::") in _ALLOCATIONS
+    return getattr(node.target, "__name__", None) in _ALLOCATIONS
 
 
 # --------------------------------------------------------------------------------------------------

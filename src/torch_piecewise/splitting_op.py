@@ -23,7 +23,7 @@ from torch_piecewise.splitting_op_definition import (
     first_line,
     quoted,
 )
-from torch_piecewise.torch_private_demo import OpOverload, OpOverloadPacket
+from torch_piecewise.torch_private.splitting_ops import OpOverload, OpOverloadPacket
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.errors import SplitError
-from torch_piecewise.torch_private_demo import OpSchema, read_schema
+from torch_piecewise.torch_private.splitting_ops import OpSchema, read_schema
 
 _NAME = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*")
 _SCHEMA = re.compile(r"\(.*\)\s*->\s*.*", re.DOTALL)

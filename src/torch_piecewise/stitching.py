@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
+
+from torch_piecewise.torch_private.ops import op_base_name
 
 Runner = Callable[..., tuple[Any, ...]]
 """A stitched function: takes the graph's inputs in order, returns its outputs as a tuple."""
@@ -137,7 +138,7 @@ class _Writer:
                 assert isinstance(operand, Node)
                 self.names[node] = self.names[operand]
             elif node.op == "output":
-                for index, value in enumerate(node.args[0]):  # type: ignore[arg-type, misc, union-attr]
+                for index, value in enumerate(node.args[0]):
                     if index in parts:
                         self.names[parts[index]] = self.names[value]
             else:
@@ -248,7 +249,8 @@ def _tuple_text(items: Iterable[str]) -> str:
 
 
 def _label(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.replace("::", "_")
+    op = op_base_name(target)
+    if op is not None:
+        return op.replace("::", "_")
     name = getattr(target, "__name__", None) or type(target).__name__
     return name if name.isidentifier() else "constant"

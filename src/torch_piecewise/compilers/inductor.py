@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from torch_piecewise import torch_private
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers.base import CompileOptions, tuning_size
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
+from torch_piecewise.torch_private import inductor
+from torch_piecewise.torch_private.fake_inputs import FakeInputs
 
 
 class InductorCompiler:
@@ -28,7 +29,7 @@ class InductorCompiler:
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         with torch.set_grad_enabled(options.grad_enabled):
-            payload = torch_private.inductor_standalone(
+            payload = inductor.inductor_standalone(
                 piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
             )
         guards = tuple(text for text in fakes.new_relations() if text not in told)
@@ -41,13 +42,13 @@ class InductorCompiler:
                 expected=f"an artifact of {self.name!r}",
                 got=f"one of {artifact.compiler!r}, {len(artifact.payload)} bytes",
             )
-        return torch_private.load_inductor_standalone(artifact.payload)
+        return inductor.load_inductor_standalone(artifact.payload)
 
 
-def fake_inputs(piece: Piece, range: Range) -> torch_private.FakeInputs:
+def fake_inputs(piece: Piece, range: Range) -> FakeInputs:
     """Fresh fake inputs of ``piece`` for ``range``."""
     hints = {symbol.name: symbol.hint for symbol in piece.symbols}
     hint = tuning_size(range, hints.get(piece.dispatch or "", range.start))
     # A range that begins at 1 serves size 0 as well, where the model allows it.
     start = 0 if range.start == 1 and not range.is_single_size() else range.start
-    return torch_private.FakeInputs(piece, (start, range.end), hint)
+    return FakeInputs(piece, (start, range.end), hint)

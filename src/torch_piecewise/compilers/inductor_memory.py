@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from torch_piecewise import torch_private
 from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.compilers.inductor import fake_inputs
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
+from torch_piecewise.torch_private import inductor
 
 
 class InductorMemoryCompiler:
@@ -28,7 +28,7 @@ class InductorMemoryCompiler:
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         with torch.set_grad_enabled(options.grad_enabled):
-            runnable = torch_private.inductor_in_memory(
+            runnable = inductor.inductor_in_memory(
                 piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
             )
         guards = tuple(text for text in fakes.new_relations() if text not in told)

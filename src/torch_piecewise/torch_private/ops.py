@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.fx.graph
 from torch import fx
 
@@ -110,3 +111,35 @@ def triton_constants(index: int) -> Mapping[str, object]:
     except AssertionError as error:
         raise KeyError(index) from error
     return constants
+
+
+def op_base_name(value: object) -> str | None:
+    """``ns::name`` of an overload or a packet, the overload left out; None for anything else."""
+    if isinstance(value, OpOverload):
+        return str(value._schema.name)
+    return str(value._qualified_op_name) if isinstance(value, OpOverloadPacket) else None
+
+
+def op_overload_name(value: object) -> str | None:
+    """``ns::name.overload`` of an overload, ``default`` spelled out; None for anything else."""
+    return f"{op_base_name(value)}.{value._overloadname}" if isinstance(value, OpOverload) else None
+
+
+def op_overloads(packet: object) -> list[str]:
+    """Names of a packet's overloads; empty for anything else."""
+    return [str(op._overloadname) for op in _overloads(packet)] if isinstance(packet, OpOverloadPacket) else []
+
+
+def op_mutates(value: object) -> bool | None:
+    """Whether an op (or some overload of a packet) writes to an argument; None for anything else."""
+    if isinstance(value, OpOverload):
+        return bool(value._schema.is_mutable)
+    if isinstance(value, OpOverloadPacket):
+        return any(overload._schema.is_mutable for overload in _overloads(value))
+    return None
+
+
+# The calls that Dynamo writes for ``with torch.autocast(...)`` and ``with torch.no_grad()`` (2.11, 2.13).
+ENTER_AUTOCAST = torch.amp.autocast_mode._enter_autocast
+EXIT_AUTOCAST = torch.amp.autocast_mode._exit_autocast
+SET_GRAD_ENABLED = torch._C._set_grad_enabled
