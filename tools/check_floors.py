@@ -39,8 +39,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "2b": ("splitting", "fingerprint", "cache_key", "compilers", "passes", "cudagraphs", "store"),
     "2a": ("normalize", "cut_policy", "regions", "splitting_op", "input_guards"),
     # Above the values, because what it returns is described by them.
-    "1b": ("torch_private",),
-    "1a": ("runtime", "artifact", "config", "events", "piece"),
+    "1c": ("torch_private",),
+    "1b": ("convention",),
+    "1a": ("runtime", "artifact", "config", "events", "piece", "relations"),
     "0b": ("ranges",),
     "0a": ("errors", "cudagraph_mode", "frozen_map"),
 }
