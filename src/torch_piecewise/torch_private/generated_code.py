@@ -113,7 +113,11 @@ def load_generated_code(source: str, kernels: Mapping[str, Path]) -> Callable[..
 
 
 def _run_wrapper(source: str, kernels: Any) -> Call:
-    scope: dict[str, Any] = {"__name__": "torch_piecewise.generated", **_Names().provided, "_kernels": kernels}
+    scope: dict[str, Any] = {
+        "__name__": "torch_piecewise.generated",
+        **_Names().provided,
+        "_kernels": kernels,
+    }
     tree = ast.parse(source)
     tree.body = [node for node in tree.body if not _is_inductor_import(node)]
     (maker,) = [node for node in tree.body if _makes_compiler(node)]
