@@ -135,17 +135,14 @@ def _makes_compiler(node: ast.stmt) -> TypeGuard[ast.Assign]:
     return isinstance(node, ast.Assign) and ast.unparse(node) == "async_compile = AsyncCompile()"
 
 
-class _Names:
+def _provided() -> dict[str, Any]:
     """What a wrapper imports from Inductor, without importing it."""
-
-    def __init__(self) -> None:
-        self.provided: dict[str, Any] = {
-            "extern_kernels": _ExternKernels(),
-            "run_intermediate_hooks": lambda _name, _value: None,
-            "maybe_profile": lambda _enabled, *_rest: contextlib.nullcontext(),
-            "align": lambda size: (size + 63) // 64 * 64,
-            "AsyncCompile": None,
-        }
+    return {
+        "extern_kernels": _ExternKernels(),
+        "run_intermediate_hooks": lambda _name, _value: None,
+        "maybe_profile": lambda _enabled, *_rest: contextlib.nullcontext(),
+        "align": lambda size: (size + 63) // 64 * 64,
+    }
 
 
 class _ExternKernels:
@@ -228,7 +225,8 @@ def _pointer_in_environment() -> Iterator[None]:
     """
     with _ENVIRONMENT_LOCK:
         before = os.environ.get(_POINTER_VARIABLE)
-        os.environ[_POINTER_VARIABLE] = str(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr)
+        guards: Any = torch._C._dynamo.guards
+        os.environ[_POINTER_VARIABLE] = str(guards._torchinductor_pyobject_tensor_data_ptr)
         try:
             yield
         finally:
