@@ -180,7 +180,7 @@ class GraphWriter:
             self._placement.note_word(str(value))
         elif isinstance(value, torch.device):
             return self._placement.text(value)
-        elif kind in _SYMBOLIC:
+        elif isinstance(value, _SYMBOLIC):
             return f"symbolic {self._symbols.text(str(value))}"
         elif isinstance(value, dict) and is_plain(value, dict):
             # Nothing says that an op does not read a dict in its order.
