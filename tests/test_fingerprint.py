@@ -231,7 +231,7 @@ NAMINGS = st.builds(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(recipes(), NAMINGS, NAMINGS)
 def test_names_places_and_metadata_do_not_count(recipe: Recipe, one: Naming, other: Naming) -> None:
     assert describe(build(recipe, one)) == describe(build(recipe, other))
@@ -411,7 +411,7 @@ def test_anything_that_can_change_a_result_counts(mutation: Mutation, data: st.D
     assert fingerprint(build(recipe, data.draw(NAMINGS))) != fingerprint(build(mutated, data.draw(NAMINGS)))
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(recipes(), recipes(), NAMINGS)
 def test_unlike_pieces_never_share(one: Recipe, other: Recipe, naming: Naming) -> None:
     assume(essence(one) != essence(other))

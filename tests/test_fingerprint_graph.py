@@ -157,6 +157,7 @@ def ops() -> Iterator[object]:
     library = torch.library.Library(LIBRARY, "DEF")
     library.define("attention(Tensor q, str layer, str mode='causal') -> Tensor")
     library.define("attention.out(Tensor q, str layer, *, Tensor(a!) out) -> ()")
+    library.define("move(Tensor q, int device_index) -> Tensor")
     library.define("touch(Tensor(a!) q) -> ()")
     yield getattr(torch.ops, LIBRARY)
     library._destroy()
@@ -200,6 +201,12 @@ def test_strings_of_torchs_own_ops_are_never_labels() -> None:
         return fingerprint(piece(call(target, 2, rounding_mode=mode)), label_strings=labels)
 
     assert rounded("floor") != rounded("trunc")
+
+
+def test_a_device_number_given_to_a_custom_op_ties_the_piece_to_its_devices(ops: object) -> None:
+    body = call(ops.move.default, 0)
+    assert same(piece(body, devices=("cuda:0",)), piece(body, devices=("cuda:0",)))
+    assert not same(piece(body, devices=("cuda:0",)), piece(body, devices=("cuda:1",)))
 
 
 def test_the_schema_of_a_custom_op_counts(ops: object) -> None:

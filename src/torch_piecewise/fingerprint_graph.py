@@ -163,6 +163,7 @@ class GraphWriter:
         return f"({', '.join(texts)})"
 
     def _argument(self, node: Node, name: str, value: object) -> str:
+        self._placement.note_argument(name, value)
         if not isinstance(value, str):
             return self.text(value)
         if is_label(self._labels, node, name, value):
