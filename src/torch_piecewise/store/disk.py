@@ -24,7 +24,7 @@ from torch_piecewise.store.base import (
 )
 from torch_piecewise.store.blobs import DiskBlobs
 from torch_piecewise.store.files import Files, NotAFile, mapped_errors
-from torch_piecewise.store.layout import EntryPlace, Layout
+from torch_piecewise.store.layout import EntryPlace, Layout, used_at
 from torch_piecewise.store.locks import Leases
 from torch_piecewise.store.manifest import check_draft, decode, encode
 from torch_piecewise.store.trust import Trust
@@ -127,7 +127,7 @@ class DiskStore:
     def entries(self) -> Iterator[Entry]:
         """Every readable entry of the namespace, the most recently used first."""
         places = self.layout.entry_places(self.namespace.folder_name())
-        dated = sorted(((_used_at(place), place.key, place) for place in places), reverse=True)
+        dated = sorted(((used_at(place), place.key, place) for place in places), reverse=True)
         for _, _, place in dated:
             found = self._peek(place)
             if isinstance(found, Hit):
@@ -172,10 +172,3 @@ class DiskStore:
                     return
                 raise
             self.trust.check(path, status)
-
-
-def _used_at(place: EntryPlace) -> float:
-    try:
-        return place.manifest.stat().st_mtime
-    except OSError:
-        return 0.0

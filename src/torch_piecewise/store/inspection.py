@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch_piecewise.store.base import BlobRef, Cause, Entry, Found, Hit, Miss
 from torch_piecewise.store.files import Files
-from torch_piecewise.store.layout import EntryPlace, Layout
+from torch_piecewise.store.layout import EntryPlace, Layout, used_at
 from torch_piecewise.store.manifest import decode
 
 
@@ -87,10 +87,11 @@ def verify(layout: Layout, files: Files) -> Verdict:
 
 def _listed(place: EntryPlace, layout: Layout, files: Files) -> Listed:
     found = read_entry(place, files)
-    size = sum(_size(path) for path in place.folder.iterdir())
+    paths = [place.manifest]
     if isinstance(found, Hit):
-        size += sum(_size(layout.blob(digest)) for digest in {ref.digest for ref in found.value.blobs.values()})
-    return Listed(place.namespace, place.key, found, size, place.manifest.stat().st_mtime)
+        paths += [place.folder / name for name in found.value.companions]
+        paths += [layout.blob(digest) for digest in {ref.digest for ref in found.value.blobs.values()}]
+    return Listed(place.namespace, place.key, found, sum(map(_size, paths)), used_at(place))
 
 
 def _size(path: Path) -> int:

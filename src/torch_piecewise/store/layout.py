@@ -105,6 +105,14 @@ class Layout:
                         yield EntryPlace(space.name, fan.name + folder.name, folder)
 
 
+def used_at(place: EntryPlace) -> float:
+    """When the entry was last used, in seconds since the epoch; 0 if it is gone."""
+    try:
+        return place.manifest.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def _listed(folder: Path) -> list[Path]:
     # What a clean-up of another process removes meanwhile is simply not there.
     try:
