@@ -85,7 +85,7 @@ def short_digest(data: bytes | str) -> str:
     return f"sha256:{hashlib.sha256(text).hexdigest()[:32]}"
 
 
-def _from_json(pair: Any) -> Ingredient:  # noqa: ANN401  (any JSON)
+def _from_json(pair: object) -> Ingredient:
     fits = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
     if not fits or not isinstance(pair[0], str):
         raise FingerprintError("An ingredient is mistyped", expected="[name, value]", got=repr(pair)[:200])

@@ -27,7 +27,7 @@ def goes_by_name(module: str | None) -> bool:
     return module is not None and module.split(".", 1)[0] in _BY_NAME
 
 
-def name_of(thing: Any) -> str:  # noqa: ANN401  (anything with a name)
+def name_of(thing: object) -> str:
     """``package.module.Qualified.name`` of a class or function."""
     module = getattr(thing, "__module__", None)
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or type(thing).__name__
@@ -85,7 +85,7 @@ class _Digester:
             self._hash.update(b"%d:" % len(data))
             self._hash.update(data)
 
-    def add_member(self, name: str, value: Any) -> None:  # noqa: ANN401
+    def add_member(self, name: str, value: object) -> None:
         if isinstance(value, staticmethod | classmethod):
             self.add("method", name, type(value).__name__)
             self.add_callable(value.__func__)
@@ -101,7 +101,7 @@ class _Digester:
             self.add("method", name)
             self.add_callable(value)
 
-    def add_callable(self, function: Any) -> None:  # noqa: ANN401
+    def add_callable(self, function: object) -> None:
         if id(function) in self._seen:
             return self.add("seen", name_of(function))
         self._seen.add(id(function))
@@ -134,7 +134,7 @@ class _Digester:
             return self.add("empty cell")
         return self._add_value(value)
 
-    def _add_value(self, value: Any) -> None:  # noqa: ANN401
+    def _add_value(self, value: object) -> None:
         if callable(value) and not isinstance(value, type):
             return self.add_callable(value)
         return self.add("value", constant_text(value))
@@ -158,7 +158,7 @@ def _sorted_values(mapping: dict[str, Any]) -> list[Any]:
     return [value for _, value in sorted(mapping.items())]
 
 
-def constant_text(value: Any, depth: int = 0) -> str:  # noqa: ANN401
+def constant_text(value: object, depth: int = 0) -> str:
     """A text that is the same in every process: sets sorted, unknown objects by their class's name."""
     kind = type(value)
     if kind in _SIMPLE:

@@ -21,7 +21,7 @@ LABELS = frozenset(
         "name_or_path",
         "_commit_hash",
         "transformers_version",
-        # Read by transformers' generate(), outside of what is compiled; differs between checkpoints of one model.
+        # Read by transformers' generate(), outside of what is compiled; differs between checkpoints.
         "generation_config",
         # Python's hash of a string: another one in each process.
         "_original_object_hash",

@@ -70,7 +70,7 @@ class Describer:
         self._keep: list[Any] = []
         self.classes: dict[type, None] = {}
 
-    def first_path(self, thing: Any, path: str) -> str | None:  # noqa: ANN401
+    def first_path(self, thing: object, path: str) -> str | None:
         """Where ``thing`` was met before; None the first time, which is remembered as ``path``."""
         known = self._paths.get(id(thing))
         if known is None:
@@ -87,7 +87,7 @@ class Describer:
             if name not in self._ignore
         )
 
-    def value(self, value: Any, path: str, depth: int = 0) -> Value:  # noqa: ANN401
+    def value(self, value: object, path: str, depth: int = 0) -> Value:
         """``value`` as it goes into a key.
 
         Strings are in quotes, so that none can be taken for another kind of value.
@@ -105,7 +105,7 @@ class Describer:
             return self._callable(value, path, depth)
         return self._object(value, path, depth)
 
-    def _container(self, value: Any, path: str, depth: int) -> Value:  # noqa: ANN401
+    def _container(self, value: object, path: str, depth: int) -> Value:
         kind = name_of(type(value))
         text = _flat_text(value)
         if text is not None:
@@ -119,7 +119,7 @@ class Describer:
             parts.append(Ingredient("(attributes)", self.attributes(own, path, depth + 1)))
         return tuple(parts)
 
-    def _items(self, value: Any, path: str, depth: int) -> Iterable[Ingredient]:  # noqa: ANN401
+    def _items(self, value: object, path: str, depth: int) -> Iterable[Ingredient]:
         if isinstance(value, dict):
             for number, (key, item) in enumerate(value.items()):
                 plain, is_plain = _plain(key)
@@ -149,7 +149,7 @@ class Describer:
             *self.attributes(inner, path, depth + 1),
         )
 
-    def _callable(self, value: Any, path: str, depth: int) -> Value:  # noqa: ANN401
+    def _callable(self, value: object, path: str, depth: int) -> Value:
         if isinstance(value, types.MethodType):
             owner = self.value(value.__self__, f"{path}.(self)", depth + 1)
             return (Ingredient("(method)", _named(value.__func__)), Ingredient("(self)", owner))
@@ -168,7 +168,7 @@ class Describer:
             return operator
         return self._object(value, path, depth)
 
-    def _object(self, value: Any, path: str, depth: int) -> Value:  # noqa: ANN401
+    def _object(self, value: object, path: str, depth: int) -> Value:
         known = self.first_path(value, path)
         if known is not None:
             return f"same object as {known}"
@@ -181,7 +181,7 @@ class Describer:
         return (Ingredient("(class)", name_of(kind)), *self.attributes(state, path, depth + 1))
 
 
-def _state(value: Any) -> dict[str, Any] | None:  # noqa: ANN401
+def _state(value: object) -> dict[str, Any] | None:
     """The attributes of an object; None where they cannot be seen (written in C)."""
     state: dict[str, Any] = {}
     seen = False
@@ -212,7 +212,7 @@ def operator_text(value: object) -> str | None:
     return f"operator {name}" if body is None else f"operator {name} {code_digest(body)}"
 
 
-def _named(function: Any) -> str:  # noqa: ANN401
+def _named(function: object) -> str:
     if isinstance(function, types.FunctionType) and not goes_by_name(function.__module__):
         return f"function {name_of(function)} {code_digest(function)}"
     return f"function {name_of(function)}"
@@ -232,7 +232,7 @@ def _short(thing: object) -> str:
     return str(thing).removeprefix("torch.")
 
 
-def _plain(value: Any) -> tuple[Scalar, bool]:  # noqa: ANN401
+def _plain(value: object) -> tuple[Scalar, bool]:
     """The scalar that stands for ``value``, and whether there is one."""
     kind = type(value)
     if value is None or kind is bool:
@@ -251,7 +251,7 @@ def _plain(value: Any) -> tuple[Scalar, bool]:  # noqa: ANN401
     return text, text is not None
 
 
-def _plain_object(value: Any) -> str | None:  # noqa: ANN401
+def _plain_object(value: object) -> str | None:
     if isinstance(value, enum.Enum):
         inner, is_plain = _plain(value.value)
         return f"{name_of(type(value))}.{value.name}" + (f" = {inner}" if is_plain else "")
@@ -268,7 +268,7 @@ def _plain_object(value: Any) -> str | None:  # noqa: ANN401
     return _numpy_text(value)
 
 
-def _numpy_text(value: Any) -> str | None:  # noqa: ANN401
+def _numpy_text(value: object) -> str | None:
     # By name, so that numpy need not be there.
     if type(value).__module__ != "numpy" or not hasattr(value, "dtype") or not hasattr(value, "tobytes"):
         return None
@@ -277,7 +277,7 @@ def _numpy_text(value: Any) -> str | None:  # noqa: ANN401
     return f"numpy {value.dtype} {shape} {content if len(content) < _LONGEST_TEXT else short_digest(content)}"
 
 
-def _flat_text(value: Any) -> str | None:  # noqa: ANN401
+def _flat_text(value: object) -> str | None:
     """A builtin container of plain values, as text; None if it holds anything else."""
     kind = type(value)
     if kind is dict:
@@ -297,7 +297,7 @@ def _flat_text(value: Any) -> str | None:  # noqa: ANN401
     return f"{left}{', '.join(texts)}{',' if kind is tuple and len(texts) == 1 else ''}{right}"
 
 
-def _plain_or_flat(value: Any) -> str | None:  # noqa: ANN401
+def _plain_or_flat(value: object) -> str | None:
     plain, is_plain = _plain(value)
     if is_plain:
         return repr(plain) if isinstance(plain, float) else str(plain)
@@ -307,6 +307,6 @@ def _plain_or_flat(value: Any) -> str | None:  # noqa: ANN401
     return None
 
 
-def _member_text(value: Any) -> str:  # noqa: ANN401
+def _member_text(value: object) -> str:
     text = _plain_or_flat(value)
     return f"{OPAQUE} {name_of(type(value))}" if text is None else text

@@ -72,7 +72,10 @@ class DiskBlobs:
         # In use before it is looked for: otherwise an evictor could remove it before a manifest names it.
         self._leases.take(ref.digest)
         path = self._layout.blob(ref.digest)
-        if not self._is_whole(path, data):
+        if not self._files.holds(path, data):
+            if path.is_dir():
+                # A file cannot be published in the place of a folder.
+                self._files.set_aside(path, None, self._layout.quarantine / "not-a-blob")
             self._files.publish(path, data)
         self._files.touch(path)
         return ref
@@ -87,14 +90,3 @@ class DiskBlobs:
         if not self.has(ref):
             raise unknown_blob(ref)
         self._files.touch(self._layout.blob(ref.digest))
-
-    def _is_whole(self, path: Path, data: bytes) -> bool:
-        try:
-            there, _ = self._files.read(path)
-        except NotAFile:
-            # A file cannot be published in the place of a folder.
-            self._files.set_aside(path, None, self._layout.quarantine / "not-a-blob")
-            return False
-        except OSError:
-            return False
-        return there == data

@@ -102,7 +102,8 @@ class DiskStore:
         for name, text in draft.companions.items():
             data = text.encode("utf-8", "backslashreplace")
             companions[name] = BlobRef.of(data)
-            self.files.publish(place.folder / name, data)
+            if not self.files.holds(place.folder / name, data):
+                self.files.publish(place.folder / name, data)
             self.files.at_step("companion-published")
         return Entry(
             key=place.key,

@@ -98,6 +98,14 @@ class Files:
         self._flush_folder(path.parent)
         self.at_step("folder-flushed")
 
+    def holds(self, path: Path, data: bytes) -> bool:
+        """Whether ``path`` is a file that holds exactly ``data``."""
+        try:
+            there, _ = self.read(path)
+        except OSError:
+            return False
+        return there == data
+
     def write(self, descriptor: int, data: bytes) -> None:
         """All of ``data`` to an open file."""
         view = memoryview(data)

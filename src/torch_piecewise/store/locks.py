@@ -15,6 +15,8 @@ import os
 import struct
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -77,12 +79,14 @@ def _set_lock(descriptor: int, kind: int, offset: int) -> bool:
 
 
 class _HeldByte:
-    def __init__(self, descriptor: int, owner: RangeLocks) -> None:
-        self._descriptor = descriptor
-        self._owner = owner
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        self._owner.forget(self._descriptor)
+        # Never twice: the number may be another open file's by then.
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 class RangeLocks:
@@ -97,8 +101,7 @@ class RangeLocks:
         self._path = path
         self._files = files
         self._mode = mode
-        self._open: set[int] = set()
-        self._guard = threading.Lock()
+        self._held: weakref.WeakSet[_HeldByte] = weakref.WeakSet()
 
     def try_acquire(self, key: str) -> Held | None:
         self._files.make_folder(self._path.parent)
@@ -111,24 +114,13 @@ class RangeLocks:
         if not taken:
             os.close(descriptor)
             return None
-        with self._guard:
-            self._open.add(descriptor)
-        return _HeldByte(descriptor, self)
-
-    def forget(self, descriptor: int) -> None:
-        """Close an open file and with it its lock."""
-        with self._guard:
-            if descriptor not in self._open:
-                return
-            self._open.discard(descriptor)
-        os.close(descriptor)
+        held = _HeldByte(descriptor)
+        self._held.add(held)
+        return held
 
     def close_in_child(self) -> None:
-        # The parent's threads are gone, and one of them may have held the guard.
-        self._guard = threading.Lock()
-        for descriptor in self._open:
-            os.close(descriptor)
-        self._open = set()
+        for held in list(self._held):
+            held.release()
 
 
 class _HeldFile:
@@ -207,7 +199,7 @@ class NoLeases:
 
 
 class RangeLeases:
-    """Shared locks on bytes of one file, all through one descriptor.
+    """Shared locks on bytes of one file, all through one descriptor; they end with this object.
 
     Args:
         path: the file; made where it is missing and that is possible. A read-only root may have it.
@@ -219,6 +211,7 @@ class RangeLeases:
         self._path = path
         self._files = files
         self._descriptor: int | None = None
+        self._closing: Callable[[], object] = lambda: None
         self._taken: set[str] = set()
         self._guard = threading.Lock()
 
@@ -230,6 +223,7 @@ class RangeLeases:
             with contextlib.suppress(OSError):
                 if self._descriptor is None:
                     self._descriptor = self._open_shared()
+                    self._closing = weakref.finalize(self, os.close, self._descriptor)
                 if self._share(self._descriptor, digest):
                     self._taken.add(digest)
 
@@ -258,8 +252,7 @@ class RangeLeases:
 
     def close(self) -> None:
         with self._guard:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
+            self._closing()
             self._descriptor = None
             self._taken = set()
 

@@ -7,13 +7,15 @@ import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch_piecewise.store.base import BlobRef, Miss
 from torch_piecewise.store.files import TEMP_SUFFIX, Files, is_abandoned
 from torch_piecewise.store.layout import EntryPlace, Layout
 from torch_piecewise.store.locks import Leases
-from torch_piecewise.store.manifest import FILE_NAME, digests_named_in
+from torch_piecewise.store.manifest import FILE_NAME, decode, digests_named_in
 
 _TEMP_NAME = re.compile(rf"\..*\.[0-9a-f]{{32}}{re.escape(TEMP_SUFFIX)}")
 _TEMP_SECONDS = 2.0
@@ -185,20 +187,20 @@ class Sweep:
             self._remove(path, "temps")
 
     def _remove_strays(self, place: EntryPlace) -> None:
-        """Companions that the manifest does not name; without a manifest, all."""
-        try:
-            text = place.manifest.read_bytes()
-        except FileNotFoundError:
-            text = b""
-        except OSError:
-            return
+        """Companions that are not the manifest's, by name or by content; without a manifest, all."""
+        named: Mapping[str, BlobRef] = {}
+        with contextlib.suppress(FileNotFoundError):
+            found = decode(place.manifest.read_bytes(), key=place.key, namespace=place.namespace)
+            if isinstance(found, Miss):
+                return
+            named = found.value.companions
         strays = [
             path
             for path in _files_below(place.folder, deep=False)
             if path.name != FILE_NAME
             and not _TEMP_NAME.fullmatch(path.name)
-            and f'"{path.name}"'.encode() not in text
             and self._is_old(path, self._grace)
+            and BlobRef.of(path.read_bytes()) != named.get(path.name)
         ]
         held = self._leases.try_exclude(place.key) if strays else None
         if held is None:
