@@ -24,11 +24,11 @@ from torch_piecewise.fingerprint import fingerprint
 from torch_piecewise.manager import CompilerManager
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.pool import CompilePool, default_workers
-from torch_piecewise.program import CompiledPieces, Program, Sizes
+from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.progress import Progress
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitPlan, plan_split
-from torch_piecewise.splitting_op import splitting_op_for
+from torch_piecewise.splitting_op import body_lookup
 from torch_piecewise.stitching import stitch
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (
@@ -85,11 +85,10 @@ class Workshop:
         self._report(plan, pieces)
         with self.bus.phase("stitch"):
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
-            through_dispatcher = stitch(plan.module, cuts)
-            direct = through_dispatcher if torch.is_grad_enabled() else stitch(plan.module, cuts, _body_of)
+            stitched = stitch(plan.module, cuts)
         program = Program(
-            stitched=direct,
-            through_dispatcher=through_dispatcher,
+            stitched=stitched,
+            body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
             manager=self._manager(),
             sizes=self._sizes(dispatch, symbols or {}),
@@ -106,17 +105,16 @@ class Workshop:
         shape_env: ShapeEnv | None,
         relations: Sequence[Relation],
         dispatch: str | None,
-    ) -> CompiledPieces:
-        described = describe_pieces(plan.items, shape_env, relations, dispatch)
-        known = {p.name: _identity(p) for p in described if not isinstance(p, EagerPiece)}
-        return CompiledPieces(tuple(described), known)
-
-    def _report(self, plan: SplitPlan, pieces: CompiledPieces) -> None:
-        cuts = sum(item.is_splitting_graph for item in plan.items)
-        self.bus.emit(GraphSplit(pieces=len(plan.items) - cuts, cuts=cuts, distinct=pieces.distinct))
-        for piece in pieces.described:
+    ) -> Pieces:
+        described = {p.name: p for p in describe_pieces(plan.items, shape_env, relations, dispatch)}
+        for piece in described.values():
             if isinstance(piece, EagerPiece) and piece.reason != "it computes nothing":
                 logger.warning("%s stays eager: %s", piece.name, piece.reason)
+        return Pieces([_info(piece) for piece in described.values()], described.__getitem__)
+
+    def _report(self, plan: SplitPlan, pieces: Pieces) -> None:
+        cuts = sum(item.is_splitting_graph for item in plan.items)
+        self.bus.emit(GraphSplit(pieces=len(plan.items) - cuts, cuts=cuts, distinct=pieces.distinct))
 
     def _manager(self) -> CompilerManager:
         compiler = self._compiler
@@ -154,9 +152,11 @@ def _identity(piece: Piece) -> str:
         return f"unnamed {uuid.uuid4().hex}"
 
 
-def _body_of(target: Any) -> Callable[..., Any] | None:
-    registered = splitting_op_for(target)
-    return registered.body if registered is not None else None
+def _info(piece: Piece | EagerPiece) -> PieceInfo:
+    if isinstance(piece, EagerPiece):
+        return PieceInfo(piece.name, None)
+    symbols = tuple(symbol.name for symbol in piece.symbols)
+    return PieceInfo(piece.name, _identity(piece), symbols, piece.dispatch is not None)
 
 
 class PiecewiseCompileBackend:

@@ -108,7 +108,7 @@ class CompiledCall:
         program = self._entries[0].program if self._entries else None
         return Stats(
             traces=counts.get("graphs_captured", 0),
-            pieces=len(program.pieces.described) if program else 0,
+            pieces=len(program.pieces.infos) if program else 0,
             cuts=program.cuts if program else 0,
             distinct_pieces=program.pieces.distinct if program else 0,
             artifacts_compiled=counts.get("artifacts_compiled", 0),

@@ -23,17 +23,24 @@ class Unit:
 
     Attributes:
         fingerprint: structural identity of the piece.
-        piece: the first piece of that identity.
+        name: of the first piece of that identity.
         range: sizes of the dispatch symbol; ``ANY_SIZE`` where the piece does not have it.
+        load: the piece by name; called where it has to be compiled.
     """
 
     fingerprint: str
-    piece: Piece
+    name: str
     range: Range
+    load: Callable[[str], Piece]
 
     @property
     def key(self) -> tuple[str, Range]:
         return self.fingerprint, self.range
+
+    @property
+    def piece(self) -> Piece:
+        """The piece itself."""
+        return self.load(self.name)
 
 
 @dataclass(frozen=True)
@@ -100,27 +107,25 @@ class CompilerManager:
             return self._failed(unit, result)
         if not isinstance(result, Artifact):
             raise CompilerError(
-                f"Compiler {self.compiler.name!r} returned no artifact for {unit.piece.name}",
+                f"Compiler {self.compiler.name!r} returned no artifact for {unit.name}",
                 expected="an Artifact",
                 got=repr(result),
                 hint="Compiler.compile(piece, range, options) has to return an Artifact",
             )
         self.bus.emit(
-            PieceCompiled(
-                piece=unit.piece.name, range=unit.range, compiler=self.compiler.name, seconds=seconds
-            )
+            PieceCompiled(piece=unit.name, range=unit.range, compiler=self.compiler.name, seconds=seconds)
         )
         start = time.monotonic()
         run = self.compiler.load(result)
         if not callable(run):
             raise CompilerError(
-                f"Compiler {self.compiler.name!r} loaded nothing that can be called for {unit.piece.name}",
+                f"Compiler {self.compiler.name!r} loaded nothing that can be called for {unit.name}",
                 expected="a callable",
                 got=repr(run),
             )
         self.bus.emit(
             PieceLoaded(
-                piece=unit.piece.name,
+                piece=unit.name,
                 range=unit.range,
                 compiler=self.compiler.name,
                 source="compiled",
@@ -132,7 +137,7 @@ class CompilerManager:
     def _failed(self, unit: Unit, error: BaseException) -> Ready:
         if not isinstance(error, Exception):
             raise error
-        self.bus.emit(PieceFailed(piece=unit.piece.name, range=unit.range, reason=_first_line(error)))
+        self.bus.emit(PieceFailed(piece=unit.name, range=unit.range, reason=_first_line(error)))
         if self._eager_on_error:
             return Ready(unit.piece.graph.forward, None)
         if isinstance(error, CompilerError):
@@ -142,7 +147,7 @@ class CompilerManager:
 
         operation, line = source_line(error, unit.piece.graph)
         raise PieceCompileError(
-            f"{unit.piece.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}",
+            f"{unit.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}",
             expected="a piece that the compiler accepts",
             got=f"{type(error).__name__}: {_first_line(error)}",
             hint=f"the failing op is {operation}, from {line}; "

@@ -260,3 +260,18 @@ def _wants_gradient(value: object) -> bool:
     if isinstance(value, torch.Tensor):
         return value.requires_grad
     return isinstance(value, list | tuple) and any(_wants_gradient(item) for item in value)
+
+
+def body_lookup(*, grad_enabled: bool) -> Callable[[object], Callable[..., Any] | None]:
+    """What finds the plain body of an op, for a runner that calls bodies directly.
+
+    With gradients on it finds none: then the op itself has to see the call.
+    """
+    if grad_enabled:
+        return lambda _target: None
+
+    def body_of(target: object) -> Callable[..., Any] | None:
+        found = splitting_op_for(target)
+        return found.body if found is not None else None
+
+    return body_of
