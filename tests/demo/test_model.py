@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.passes.split_module import split_module
 
 from torch_piecewise.demo.base import CacheOverflow, DemoError
 from torch_piecewise.demo.generate import generate, step_of
@@ -142,6 +143,43 @@ class TestTracing:
         ]
         assert past.users
         assert all(splitting_op_for(user.target) for user in past.users)
+
+
+def structure(graph: torch.fx.GraphModule) -> tuple[object, ...]:
+    """What a graph computes, its names left out."""
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
+    return tuple(
+        (
+            node.op,
+            None if node.op == "placeholder" else node.target,
+            str(torch.fx.map_arg((node.args, node.kwargs), lambda used: f"#{order[used]}")),
+        )
+        for node in graph.graph.nodes
+    )
+
+
+def test_all_layers_give_the_same_piece_so_that_three_are_compiled() -> None:
+    model = Llama(LlamaConfig(258, 32, 48, 6, 4, 2, 8, 1e-6, 1e4), capacity=16)
+    recorder = Recorder()
+    feed(torch.compile(model, backend=recorder, fullgraph=True, dynamic=True), 5)
+    [graph] = recorder.graphs
+    part = 0
+
+    def part_of(node: torch.fx.Node) -> int:
+        nonlocal part
+        cut = splitting_op_for(node.target) is not None
+        part += cut
+        mine = part
+        part += cut
+        return mine
+
+    split = split_module(graph, graph, part_of, keep_original_order=True)
+    pieces = [piece for piece in split.children() if isinstance(piece, torch.fx.GraphModule)]
+    cuts = [piece for piece in pieces if any(splitting_op_for(node.target) for node in piece.graph.nodes)]
+    assert len(cuts) == 6
+    assert len({structure(piece) for piece in cuts}) == 1
+    assert len(pieces) - len(cuts) == 7
+    assert len({structure(piece) for piece in pieces if piece not in cuts}) == 3
 
 
 class TestConfig:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from torch_piecewise.demo.base import DemoError
-from torch_piecewise.demo.weights import convert_gguf, default_root, load_llama, packaged_model
+from torch_piecewise.demo.weights import convert_gguf, default_root, load_llama, model_folder, packaged_model
 
 
 def test_a_package_that_is_not_installed_is_an_error_that_says_what_to_install() -> None:
@@ -44,6 +44,16 @@ def test_a_missing_converter_is_an_error_that_says_what_to_install(
     with pytest.raises(DemoError, match="cannot be converted") as caught:
         convert_gguf(tmp_path / "x.gguf", tmp_path)
     assert "pip install transformers gguf accelerate" in str(caught.value)
+
+
+def test_a_conversion_is_announced_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    source = tmp_path / "small.gguf"
+    source.write_bytes(b"GGUF")
+    said: list[str] = []
+    with pytest.raises(DemoError, match="cannot be converted"):
+        model_folder(tmp_path / "root", source=source, say=said.append)
+    assert said == ["Converting small.gguf once; later starts load the result."]
 
 
 def test_the_default_place_is_in_the_users_cache() -> None:

@@ -62,7 +62,7 @@ def run(
         DemoError: something is not installed, or the prompt is too long.
     """
     using = using or Engine()
-    folder = folder or model_folder()
+    folder = folder or model_folder(say=lambda message: print(message, file=out, flush=True))
     chat = Chat.load(folder)
     ids = chat.prompt(DEFAULT_PROMPT if prompt is None else prompt)
     model = load_llama(folder, capacity=CAPACITY)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -48,17 +49,28 @@ def packaged_model(package: str = _PACKAGE) -> Path:
     return found[0]
 
 
-def model_folder(root: Path | None = None, *, source: Path | None = None) -> Path:
+def model_folder(
+    root: Path | None = None,
+    *,
+    source: Path | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> Path:
     """The converted model; converts it first (some twenty seconds) if that was never done.
 
     Args:
         root: where it is kept; None for :func:`default_root`.
         source: the GGUF file; None for the installed one.
+        say: told, in one sentence, before something takes long.
 
     Raises:
         DemoError: model or converter not installed, or the folder cannot be written.
     """
-    return kept_folder(source or packaged_model(), root or default_root(), convert_gguf)
+
+    def convert(source: Path, folder: Path) -> None:
+        say(f"Converting {source.name} once; later starts load the result.")
+        convert_gguf(source, folder)
+
+    return kept_folder(source or packaged_model(), root or default_root(), convert)
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
