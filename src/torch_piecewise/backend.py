@@ -14,18 +14,15 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from torch_piecewise.compilers import CompileOptions, make_compiler
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.fingerprint import fingerprint
-from torch_piecewise.manager import CompilerManager
+from torch_piecewise.managers import Managers
 from torch_piecewise.piece import EagerPiece, Piece
-from torch_piecewise.pool import CompilePool, default_workers
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
-from torch_piecewise.progress import Progress
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_op import body_lookup
@@ -47,13 +44,14 @@ class Workshop:
     Args:
         config: the settings.
         bus: gets every event.
+        managers: what makes pieces ready.
     """
 
-    def __init__(self, config: Config, bus: Bus) -> None:
+    def __init__(self, config: Config, bus: Bus, managers: Managers) -> None:
         self.config = config
         self.bus = bus
+        self._managers = managers
         self._policy = CutPolicy.of(() if config.mode == "trace_once" else config.splitting_ops)
-        self._compiler = make_compiler(config.backend)
 
     def build(
         self,
@@ -90,7 +88,7 @@ class Workshop:
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
-            manager=self._manager(),
+            manager=self._managers.of(grad_enabled=torch.is_grad_enabled()),
             sizes=self._sizes(dispatch, symbols or {}),
             relations=relations,
             cuts=len(cuts),
@@ -115,20 +113,6 @@ class Workshop:
     def _report(self, plan: SplitPlan, pieces: Pieces) -> None:
         cuts = sum(item.is_splitting_graph for item in plan.items)
         self.bus.emit(GraphSplit(pieces=len(plan.items) - cuts, cuts=cuts, distinct=pieces.distinct))
-
-    def _manager(self) -> CompilerManager:
-        compiler = self._compiler
-        grad = torch.is_grad_enabled()
-        if grad and compiler.name == "inductor":
-            # Standalone artifacts are made for inference; gradients need the in-memory compiler.
-            compiler = make_compiler("inductor_memory")
-        options = CompileOptions(
-            inductor_config=dict(self.config.inductor_compile_config),
-            grad_enabled=grad,
-            threads=torch.get_num_threads(),
-        )
-        pool = CompilePool(default_workers(self.config.compile_threads), Progress())
-        return CompilerManager(compiler, options, pool, self.bus, self.config.on_piece_error)
 
     def _sizes(self, dispatch: str | None, symbols: Mapping[str, str]) -> Sizes:
         if dispatch is None:
@@ -208,7 +192,7 @@ class PiecewiseCompileBackend:
             symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
-            self.program = Workshop(self.config, self.bus).build(
+            self.program = Workshop(self.config, self.bus, Managers(self.config, self.bus)).build(
                 graph, shape_env=shape_env, dispatch=dispatch, symbols=keep
             )
         return _flat_entry(self.program)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import dynamic_dims
-from torch_piecewise.entry import MISS, Entry
-from torch_piecewise.errors import GuardError
+from torch_piecewise.entry import MISS, CallShape, Entry
+from torch_piecewise.errors import FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
+from torch_piecewise.keeping import Callee, Keeper
+from torch_piecewise.managers import Managers
+from torch_piecewise.store import OpenStore, cache_root, open_store
 from torch_piecewise.torch_private.modules import is_dynamo_compiling
 
 if TYPE_CHECKING:
-    from torch_piecewise.tracing import Tracer
+    from torch_piecewise.tracing import Traced, Tracer
 
 logger = logging.getLogger("torch_piecewise")
 
 RECOMPILE_LIMIT = 16
 """Traces of one callable; more of them means that a call's identity changes with every call."""
+
+
+@functools.cache
+def opened(root: Path) -> OpenStore:
+    """The store at ``root``, one for the process: its locks are the process's."""
+    return open_store(root)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class CompiledCall:
         config: Config,
         original: Callable[..., Any],
         on_restore: Callable[[], None] = lambda: None,
+        tag: str | None = None,
     ) -> None:
         self.config = config
         self.counters = Counters()
@@ -78,7 +91,12 @@ class CompiledCall:
         self._on_restore = on_restore
         self._signature = inspect.signature(function)
         self._dims = dynamic_dims(function, config) if config.mode != "none" else {}
+        self._plain: Any = getattr(function, "__func__", function)
+        self._tag = tag or "backbone"
         self._tracer: Tracer | None = None
+        self._keeper: Keeper | None = None
+        self._managers: Managers | None = None
+        self._kept = 0
         self._entries: tuple[Entry, ...] = ()
         self._calls: tuple[Callable[..., Any], ...] = ()
         self._lock = threading.RLock()
@@ -145,19 +163,84 @@ class CompiledCall:
                 result = entry.call(*args, **kwargs)
                 if result is not MISS:
                     return result
+            if self._managers is None:
+                self._open()
+                result = self._from_store(args, kwargs)
+                if result is not MISS:
+                    return result
             if self._entries:
                 self._on_miss(args, kwargs)
-            entry = self._trace(args, kwargs)
-            self._entries = (entry, *self._entries)
-            self._calls = tuple(one.call for one in self._entries)
-        result = entry.call(*args, **kwargs)
+            result = self._make_entry(args, kwargs)
         if result is MISS:
             raise GuardError(
                 "A fresh trace does not accept the very call it was made from",
-                got=entry.why_not(*args, **kwargs),
+                got=self._entries[0].why_not(*args, **kwargs),
                 hint="please report this with the model; guards='full' may serve meanwhile",
             )
         return result
+
+    def _open(self) -> None:
+        """Find the store and what in it could be this callable's."""
+        store = None
+        if not self.config.disable_cache:
+            store = opened(Path(self.config.cache_dir) if self.config.cache_dir else cache_root(os.environ))
+        self._managers = Managers(self.config, self.bus, store)
+        if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
+            return
+        callee = Callee(self._plain, self._owner, self._tag)
+        try:
+            self._keeper = Keeper(store, callee, self.config, self._managers.compiler, self.bus)
+        except FingerprintError as error:
+            logger.warning("nothing of %s is kept: %s", callee.label, error)
+
+    def _from_store(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take every kept program; the result of the call if one of them serves it, else MISS."""
+        if self._keeper is None or self._managers is None:
+            return MISS
+        shape = CallShape(self._signature, self._owner, self._plain)
+        answer: Any = MISS
+        with self.bus.phase("load"):
+            for entry in self._keeper.load(shape, self._managers):
+                self._kept += 1
+                self._add(entry)
+                if answer is MISS:
+                    answer = entry.call(*args, **kwargs)
+        return answer
+
+    def _add(self, entry: Entry) -> None:
+        self._entries = (entry, *self._entries)
+        self._calls = tuple(one.call for one in self._entries)
+
+    def _make_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace and compile, in turn with everybody on the same store, and run the call."""
+        if self._keeper is None:
+            self._add(self._trace(args, kwargs).entry)
+            return self._entries[0].call(*args, **kwargs)
+        if self.config.on_miss == "error":
+            raise MissError(
+                "on_miss='error' and the store has no program for this call",
+                expected="a program kept by an earlier start",
+                got=self._keeper.why(),
+                hint="run once with on_miss='compile' on the same root",
+            )
+        if self.config.on_miss == "eager":
+            return self._original(*args, **kwargs)
+        with self._keeper.turn():
+            before = self._kept
+            result = self._newly_kept(args, kwargs)
+            if result is not MISS:
+                return result
+            traced = self._trace(args, kwargs)
+            self._keeper.keep(traced.entry, traced.sources, traced.companions, before)
+            self._kept += 1
+            self._add(traced.entry)
+        return self._entries[0].call(*args, **kwargs)
+
+    def _newly_kept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What another process kept while this one waited for its turn."""
+        if self._entries:
+            return MISS
+        return self._from_store(args, kwargs)
 
     def _on_miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reason = self._entries[0].why_not(*args, **kwargs)
@@ -177,13 +260,16 @@ class CompiledCall:
         logger.info("tracing again: %s", reason)
         self.bus.emit(Recompiled(reason=reason))
 
-    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         # Imported for its cost: tracing and compiling load Dynamo, which a start from the store never needs.
         from torch_piecewise.tracing import Tracer
 
         start = time.monotonic()
         if self._tracer is None:
-            self._tracer = Tracer(self._function, self._owner, self._dims, self.config, self.bus)
-        entry = self._tracer.trace(self._signature.bind(*args, **kwargs))
+            assert self._managers is not None
+            self._tracer = Tracer(
+                self._function, self._owner, self._dims, self.config, self.bus, self._managers
+            )
+        traced = self._tracer.trace(self._signature.bind(*args, **kwargs))
         logger.info("compiled in %.1f s", time.monotonic() - start)
-        return entry
+        return traced

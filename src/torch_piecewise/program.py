@@ -78,6 +78,11 @@ class Pieces:
         for info in self.infos:
             if info.fingerprint is not None:
                 self._first.setdefault(info.fingerprint, info)
+        self._representative = {
+            info.name: self._first[info.fingerprint].name
+            for info in self.infos
+            if info.fingerprint is not None
+        }
 
     @property
     def distinct(self) -> int:
@@ -85,18 +90,20 @@ class Pieces:
         return len(self._first)
 
     def graph(self, name: str) -> GraphModule:
-        """The graph of one piece."""
+        """The graph of one piece, or of one that computes the same."""
         return self.piece(name).graph
 
     def piece(self, name: str) -> Piece | EagerPiece:
-        """One piece by name."""
+        """One piece by name, or one that computes the same."""
+        name = self._representative.get(name, name)
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
-    def representatives(self) -> dict[str, str]:
-        """Fingerprint -> name of the first piece that has it."""
-        return {fingerprint: info.name for fingerprint, info in self._first.items()}
+    def needed(self) -> list[str]:
+        """Names of the pieces whose graphs another process may need: each distinct one, and eager ones."""
+        eager = [info.name for info in self.infos if info.fingerprint is None]
+        return [*(info.name for info in self._first.values()), *eager]
 
     def units(self, wanted: Range) -> dict[str, Unit]:
         """For each piece to compile, the unit that serves ``wanted``."""

@@ -123,6 +123,9 @@ class _Registry:
         self._by_name: dict[str, SplittingOp[..., Any]] = {}
         self._by_op: dict[OpOverload, SplittingOp[..., Any]] = {}
 
+    def named(self, name: str) -> SplittingOp[..., Any] | None:
+        return self._by_name.get(name)
+
     def find(self, op: OpOverload) -> SplittingOp[..., Any] | None:
         return self._by_op.get(op)
 
@@ -260,6 +263,11 @@ def _wants_gradient(value: object) -> bool:
     if isinstance(value, torch.Tensor):
         return value.requires_grad
     return isinstance(value, list | tuple) and any(_wants_gradient(item) for item in value)
+
+
+def splitting_op_named(name: str) -> SplittingOp[..., Any] | None:
+    """The splitting op ``ns::name`` (or ``ns::name.overload``), or None."""
+    return _REGISTRY.named(name.partition(".")[0])
 
 
 def body_lookup(*, grad_enabled: bool) -> Callable[[object], Callable[..., Any] | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch_piecewise.backend import Workshop
@@ -14,7 +15,22 @@ from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.events import Bus, GraphCaptured
 from torch_piecewise.input_guards import convention_of
+from torch_piecewise.managers import Managers
 from torch_piecewise.torch_private.shapes import describe_input
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A fresh entry, with what is kept beside it.
+
+    Attributes:
+        sources: files of all code that the trace ran through.
+        companions: file name -> text for people.
+    """
+
+    entry: Entry
+    sources: tuple[str, ...]
+    companions: dict[str, str]
 
 
 class Tracer:
@@ -27,21 +43,28 @@ class Tracer:
     """
 
     def __init__(
-        self, function: Callable[..., Any], owner: Any, dims: Dims, config: Config, bus: Bus
+        self,
+        function: Callable[..., Any],
+        owner: Any,
+        dims: Dims,
+        config: Config,
+        bus: Bus,
+        managers: Managers,
     ) -> None:
         self._function = function
         self._owner = owner
         self._dims = dims
         self._config = config
         self._bus = bus
-        self._workshop = Workshop(config, bus)
+        self._workshop = Workshop(config, bus, managers)
 
-    def trace(self, bound: inspect.BoundArguments) -> Entry:
+    def trace(self, bound: inspect.BoundArguments) -> Traced:
         """Trace and compile for calls like ``bound``."""
         with self._bus.phase("trace"):
             captured = capture(self._function, bound, self._dims, self._config)
         raw = captured.raw
         self._bus.emit(GraphCaptured(nodes=len(raw.graph.graph.nodes)))
+        graph_text = raw.graph.print_readable(print_output=False)
         program = self._workshop.build(
             raw.graph,
             shape_env=raw.shape_env,
@@ -56,7 +79,16 @@ class Tracer:
             frame[owner_name] = self._owner
         specs = [describe_input(fake) for fake in raw.fakes]
         shape = CallShape(bound.signature, self._owner, raw.traced)
-        return Entry(convention_of(raw, owner_name, frame, specs), shape, program)
+        entry = Entry(convention_of(raw, owner_name, frame, specs), shape, program)
+        return Traced(
+            entry=entry,
+            sources=tuple(code.co_filename for code in raw.traced_code),
+            companions={
+                "computation_graph.py": graph_text,
+                "transformed_code.py": entry.source,
+                "runner.py": program.stitched.source,
+            },
+        )
 
 
 def closure_values(function: types.FunctionType) -> dict[str, Any]:

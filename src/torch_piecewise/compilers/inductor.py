@@ -28,6 +28,7 @@ class InductorCompiler:
 
     name = "inductor"
     can_compile_in_worker = True
+    keeps_artifacts = True
 
     def fingerprint(self) -> str:
         return f"inductor torch={torch.__version__} git={torch.version.git_version}"

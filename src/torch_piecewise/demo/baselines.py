@@ -13,7 +13,7 @@ from torch_piecewise.demo.generate import Step
 
 
 def load_transformers(folder: Path) -> Any:
-    """transformers' own ``LlamaForCausalLM`` in float32.
+    """Transformers' own ``LlamaForCausalLM`` in float32.
 
     Raises:
         DemoError: transformers is not installed.

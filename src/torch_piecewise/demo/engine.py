@@ -26,7 +26,7 @@ class Facts:
 
 def compile_model(model: Llama) -> None:
     """Compile ``model`` in place: any prefill length, decode at size 1."""
-    tp.compile(  # type: ignore[attr-defined]
+    tp.compile(
         model,
         dynamic_arg_dims={"input_ids": {0: "n"}, "positions": {0: "n"}},
         dispatch_on="input_ids.0",
@@ -37,9 +37,9 @@ def compile_model(model: Llama) -> None:
 
 def facts_of(model: Llama) -> Facts:
     """What is known after the first call of a compiled model."""
-    stats = tp.program_of(model).stats  # type: ignore[attr-defined]
+    stats = tp.program_of(model).stats
     return Facts(
-        pieces=stats["pieces"],
-        distinct_pieces=stats["distinct_pieces"],
-        compile_seconds=stats.seconds().get("compile", 0.0),
+        pieces=stats.pieces,
+        distinct_pieces=stats.distinct_pieces,
+        compile_seconds=stats.compile_seconds,
     )
