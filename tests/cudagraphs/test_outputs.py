@@ -112,4 +112,4 @@ def test_containers_come_back_as_they_were(make):
     assert str(got) == str(tree)
 
 
-Pair = namedtuple("Pair", "first second")  # noqa: PYI024 (a plain one, as torch returns them)
+Pair = namedtuple("Pair", "first second")

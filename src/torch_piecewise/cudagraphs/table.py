@@ -34,11 +34,13 @@ class ReplayTable:
         self._lock = threading.Lock()
         self._counts: dict[tuple[int, int | None, CUDAGraphMode, str], int] = {}
 
-    def count(self, size: int, padded_to: int | None, mode: CUDAGraphMode, why: str = "") -> None:
-        """One more call of ``size``."""
+    def count(
+        self, size: int, padded_to: int | None, mode: CUDAGraphMode, why: str = "", times: int = 1
+    ) -> None:
+        """One more call of ``size``, or several."""
         key = (size, padded_to, mode, why)
         with self._lock:
-            self._counts[key] = self._counts.get(key, 0) + 1
+            self._counts[key] = self._counts.get(key, 0) + times
 
     def rows(self) -> tuple[TableRow, ...]:
         """All rows, by size, then by mode."""
