@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import types
+
 import pytest
 import torch
 
@@ -200,6 +203,63 @@ def test_an_eager_body_that_changes_its_result_is_found_out():
     length[0] = 1
     with pytest.raises(StaticGraphError, match="returned something else than at capture"):
         plan.replay()
+
+
+class Holding(GraphRecorder):
+    """A recorder that keeps its recordings."""
+
+    def __init__(self):
+        super().__init__()
+        self.recordings = []
+
+    @contextlib.contextmanager
+    def capture(self, *, collect=False):
+        with super().capture(collect=collect) as recording:
+            self.recordings.append(recording)
+            yield recording
+
+
+def test_a_failed_capture_gives_up_the_graphs_it_had():
+    recorder, x = Holding(), torch.ones(1)
+
+    def fn():
+        runs_eagerly(lambda a: a + 1)(x * 2)
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        capture_plan(fn, recorder)
+    assert len(recorder.recordings) == 2
+    for recording in recorder.recordings:
+        with pytest.raises(StaticGraphError, match="given up"):
+            recording.replay()
+
+
+class Bare:
+    """A backend as another device might have it: no weak tensors, nothing that changes tensors' kinds."""
+
+    checks_addresses = False
+
+    @contextlib.contextmanager
+    def capture(self, *, collect=False):
+        yield types.SimpleNamespace(replay=lambda: None, reset=lambda: None)
+
+    def weak(self, tensor):
+        return tensor
+
+    def memory_in_use(self):
+        return 0
+
+    def turn(self):
+        return contextlib.nullcontext()
+
+
+def test_a_plan_made_in_inference_mode_can_be_replayed_outside_of_it_on_any_backend():
+    x = torch.ones(1)
+    with torch.inference_mode():
+        plan = capture_plan(lambda: runs_eagerly(lambda a: a + 1)(x), Bare())
+    x.fill_(4)
+    plan.replay()
+    assert plan.outputs.tolist() == [5]
 
 
 @pytest.mark.parametrize("where", ["before", "eager", "after"])

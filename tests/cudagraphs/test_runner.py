@@ -216,6 +216,22 @@ def test_results_held_over_a_call_of_another_size_are_refused_when_asked_for():
     assert runner(x[:1], model.weight)[0].shape == (1, 3)
 
 
+def test_nothing_is_captured_over_results_that_are_still_held():
+    runner = StaticGraphRunner(
+        lambda size: lambda x: (x,),
+        CUDAGraphDispatcher(PIECEWISE, [4]),
+        GraphRecorder(),
+        {0: DynamicInput()},
+        {0: [Extent(0)]},
+        options=RunnerOptions(outputs=OutputPolicy.REFUSE),
+    )
+    runner.warmup(example=(torch.ones(2),))
+    kept = runner(torch.full((4,), 7.0))
+    with pytest.raises(StaticGraphError, match="still held"):
+        runner.warmup([2])
+    assert kept[0].tolist() == [7] * 4
+
+
 def test_an_input_handed_back_is_a_copy_unless_it_is_the_callers():
     cache = torch.zeros(4)
     runner = StaticGraphRunner(
@@ -284,6 +300,16 @@ def test_between_calls_sizes_asked_for_are_captured_when_told_to():
     assert (runner.capture_pending(), runner.capture_pending()) == (1, 0)
     torch.testing.assert_close(runner(x, model.weight)[0], model.eager(x))
     assert rows(runner) == [(3, None, NONE, 1, "not captured"), (3, 4, PIECEWISE, 1, "")]
+
+
+@pytest.mark.parametrize("when", [CaptureWhen.BETWEEN_CALLS, CaptureWhen.ON_CALL])
+def test_a_larger_size_captured_later_does_not_drive_out_a_smaller_one(when):
+    model = Model()
+    runner = runner_for(model, capture=when, warmups=0)
+    for size in (2, 8):
+        runner(torch.ones(size, 3), model.weight)
+        runner.capture_pending()
+    assert [key.descriptor.num_tokens for key in runner.captured()] == [2, 8]
 
 
 def test_without_warmup_nothing_is_captured_but_in_a_capture_phase():
@@ -405,6 +431,21 @@ def test_inputs_the_model_writes_to_are_copied_back():
     for turn in (1, 2):
         assert runner(torch.ones(3), state)[0].tolist() == [2 * turn] * 3
     assert state.tolist() == [2, 2, 2]
+
+
+def test_inputs_the_model_writes_to_are_copied_back_when_captured_on_call():
+    runner = StaticGraphRunner(
+        lambda size: lambda x: (x.add_(1) * 2,),
+        CUDAGraphDispatcher(PIECEWISE, [4]),
+        GraphRecorder(),
+        {0: DynamicInput(copy_back=True)},
+        {0: [Extent(0)]},
+        options=RunnerOptions(capture=CaptureWhen.ON_CALL),
+    )
+    x = torch.zeros(3)
+    for turn in (1, 2, 3):
+        assert runner(x)[0].tolist() == [2 * turn] * 3
+        assert x.tolist() == [turn] * 3
 
 
 def test_without_copying_inputs_must_lie_where_they_lay():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import threading
@@ -225,12 +226,22 @@ def test_an_exception_while_capturing_comes_through_and_the_next_call_captures(r
         assert wrapper(x).tolist() == [5]
 
 
-def test_results_that_hide_tensors_leave_nothing_captured(recorder):
-    wrapper = wrap(lambda x: object(), recorder)
+def test_results_that_hide_tensors_leave_nothing_captured():
+    recordings = []
+
+    class Holding(GraphRecorder):
+        @contextlib.contextmanager
+        def capture(self, *, collect=False):
+            with super().capture(collect=collect) as recording:
+                recordings.append(recording)
+                yield recording
+
+    wrapper = wrap(lambda x: object(), Holding())
     with forward_context(FULL, BatchDescriptor(1)), pytest.raises(StaticGraphError, match="may hold tensors"):
         wrapper(torch.ones(1))
     assert wrapper.captured_descriptors() == ()
-    assert recorder.memory_in_use() == 0
+    with pytest.raises(StaticGraphError, match="given up"):
+        recordings[0].replay()
 
 
 def test_eager_segments_need_no_cutting(recorder):

@@ -162,6 +162,7 @@ class StaticGraphRunner:
                 for key in self._dispatcher.capture_order()
                 if key not in self._sizes and (wanted is None or key.descriptor.num_tokens in wanted)
             ]
+            self._make_room_for_the_largest()
             for done, key in enumerate(keys, start=1):
                 template = self._example(example, key.descriptor.num_tokens)
                 self._sizes.capture_unattended(key, template, collect=done == 1, may_evict=False)
@@ -178,6 +179,7 @@ class StaticGraphRunner:
         with self._turn, self._occupied():
             pending, self._pending = self._pending, {}
             captured = 0
+            self._make_room_for_the_largest()
             for key in sorted(pending, key=lambda key: key.descriptor.num_tokens, reverse=True):
                 self._sizes.capture_unattended(key, pending[key], collect=False, may_evict=True)
                 captured += key in self._sizes
@@ -244,8 +246,7 @@ class StaticGraphRunner:
             if self._options.capture is CaptureWhen.BETWEEN_CALLS:
                 self._pending[key] = self._sizes.template(args)
             return _Refusal("not captured")
-        for known in self._dispatcher.capture_order()[:1]:
-            self._sizes.expect_size(known.descriptor.num_tokens)
+        self._make_room_for_the_largest()
         self._sizes.refuse_if_held()
         while self._visits.get(key, 0) < self._options.warmups:
             self._visits[key] = self._visits.get(key, 0) + 1
@@ -258,6 +259,11 @@ class StaticGraphRunner:
     def _run_plain(self, size: int, args: Sequence[Any], why: str) -> Value:
         self._table.count(size, None, CUDAGraphMode.NONE, why)
         return self._line_for(size)(*args)
+
+    def _make_room_for_the_largest(self) -> None:
+        # Buffers that grow later cost everything that was captured on them.
+        for known in self._dispatcher.capture_order()[:1]:
+            self._sizes.expect_size(known.descriptor.num_tokens)
 
     def _example(self, example: Example | None, size: int) -> CallTemplate:
         if example is not None:

@@ -15,6 +15,7 @@ from torch_piecewise.cudagraphs.addresses import AddressBook
 from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
 from torch_piecewise.cudagraphs.breakable import capture_in_progress, capture_plan
 from torch_piecewise.cudagraphs.context import current_forward_context, in_capture_phase
+from torch_piecewise.cudagraphs.cuda import CUDAStaticGraph
 from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
 from torch_piecewise.cudagraphs.outputs import OutputPolicy, StaticOutputs
 from torch_piecewise.cudagraphs.plan import ReplayPlan
@@ -119,7 +120,7 @@ class CUDAGraphWrapper:
         self._runnable = runnable
         self._mode = runtime_mode
         self._options = options or CUDAGraphOptions()
-        self._pool = _cuda_pool() if pool is None else pool
+        self._pool: StaticGraphBackend = CUDAStaticGraph() if pool is None else pool
         wanted = self._options.check_addresses
         self._check = self._pool.checks_addresses if wanted is None else wanted
         self._turn = self._pool.turn()
@@ -201,10 +202,3 @@ class CUDAGraphWrapper:
         if options.log_captures:
             _log.info("captured %s as %s in %.3f s", descriptor, self._mode, time.monotonic() - start)
         return outputs.hand_out()
-
-
-def _cuda_pool() -> StaticGraphBackend:
-    # Only here, so that the wrapper can be imported and tested where there is no CUDA.
-    from torch_piecewise.cudagraphs.cuda import CUDAStaticGraph
-
-    return CUDAStaticGraph()
