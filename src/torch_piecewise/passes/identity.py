@@ -202,9 +202,9 @@ class _Walk:
             *(f"{name}={text}" for name, text in self._closure(function, where)),
         ]
         for name, value in sorted(references(function, self._whose.enters).items()):
-            # A module that is passed around counts by name; what is taken out of it was followed.
-            is_module = isinstance(value, ModuleType)
-            body.append(name if is_module else f"{name}: {self.value(value, f'{where} -> {name}')}")
+            # Of the user's modules, what is taken out of them was followed, and they count by name.
+            followed = isinstance(value, ModuleType) and self._whose.enters(value)
+            body.append(name if followed else f"{name}: {self.value(value, f'{where} -> {name}')}")
         self.parts[place] = "\n".join([text, *body])
         return text
 
@@ -255,7 +255,7 @@ class _Walk:
 
     def _source(self, code: CodeType | type | ModuleType, where: str) -> str:
         try:
-            return inspect.getsource(code)
+            return _source_text(code)
         except (OSError, TypeError):
             self._refuse(where, "code whose source is not at hand")
 
@@ -266,6 +266,13 @@ class _Walk:
             got=f"{got} (at {where})",
             hint="move it to the top of a module, make it a field of the pass, or override uuid()",
         )
+
+
+@functools.lru_cache(maxsize=4096)
+def _source_text(code: CodeType | type | ModuleType) -> str:
+    # Remembered because finding it takes most of the time, and because code that is running was made from
+    # what its file held earlier, not from what an editor saves later.
+    return inspect.getsource(code)
 
 
 def _is_own(name: str, value: object) -> bool:

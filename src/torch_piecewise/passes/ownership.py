@@ -18,7 +18,7 @@ class Ownership:
     """Which modules count as the user's.
 
     Attributes:
-        home: top packages that do, wherever they are installed.
+        home: top packages that do, wherever they are installed; torch and the standard library never do.
     """
 
     home: frozenset[str]
@@ -26,10 +26,10 @@ class Ownership:
     def owns(self, module: str) -> bool:
         """Whether the module's code is to be read: it is at home, or not an installed package."""
         top = top_of(module)
-        if top in self.home:
-            return True
         if not top or top == "torch" or top in sys.stdlib_module_names:
             return False
+        if top in self.home:
+            return True
         file = getattr(sys.modules.get(module) or sys.modules.get(top), "__file__", None) or ""
         return not {"site-packages", "dist-packages"} & set(PurePath(file).parts)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import builtins
 import dis
+import functools
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 
 _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
@@ -22,15 +24,42 @@ def references(function: FunctionType, enter: Callable[[ModuleType], bool]) -> d
     the module otherwise. Imports inside the function count. Builtins and unbound names do not.
     """
     found: dict[str, object] = {}
-    for code in _codes(function.__code__):
-        instructions = list(dis.get_instructions(code))
-        for index, instruction in enumerate(instructions):
-            if instruction.opname in _GLOBAL:
-                path = [str(instruction.argval), *_attributes(instructions[index + 1 :])]
-                _add_global(found, path, function, enter)
-            elif instruction.opname == "IMPORT_NAME":
-                _add_import(found, instructions, index, function, enter)
+    for load in _loads(function.__code__):
+        if load.level is None:
+            _add_global(found, load.path, function, enter)
+        else:
+            _add_import(found, load, function, enter)
     return found
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A global name that code loads, with the attributes taken from it at once.
+
+    Attributes:
+        path: ``("helpers", "fuse")`` for ``helpers.fuse``; for an import, the module and the names from it.
+        level: None for a global; for an import, how many packages up it starts, 0 if not relative.
+    """
+
+    path: tuple[str, ...]
+    level: int | None = None
+
+
+# A memo of a function of immutable code: disassembling is most of the work.
+@functools.lru_cache(maxsize=4096)
+def _loads(code: CodeType) -> tuple[_Load, ...]:
+    loads: list[_Load] = []
+    for inner in _codes(code):
+        instructions = list(dis.get_instructions(inner))
+        for index, instruction in enumerate(instructions):
+            name, rest = str(instruction.argval), instructions[index + 1 :]
+            if instruction.opname in _GLOBAL:
+                loads.append(_Load((name, *_attributes(rest))))
+            elif instruction.opname == "IMPORT_NAME":
+                # The two instructions before it push the level and the list of names.
+                level = instructions[index - 2].argval if index >= 2 else 0
+                loads.append(_Load((name, *_imported(rest)), int(level or 0)))
+    return tuple(loads)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -48,7 +77,10 @@ def _attributes(instructions: list[dis.Instruction]) -> Iterator[str]:
 
 
 def _add_global(
-    found: dict[str, object], path: list[str], function: FunctionType, enter: Callable[[ModuleType], bool]
+    found: dict[str, object],
+    path: tuple[str, ...],
+    function: FunctionType,
+    enter: Callable[[ModuleType], bool],
 ) -> None:
     name, *attributes = path
     value = function.__globals__.get(name, _MISSING)
@@ -73,25 +105,24 @@ def _follow(
     found[name] = value
 
 
+def _imported(instructions: list[dis.Instruction]) -> Iterator[str]:
+    for instruction in instructions:
+        if instruction.opname == "IMPORT_FROM":
+            yield str(instruction.argval)
+        elif not instruction.opname.startswith("STORE"):
+            return
+
+
 def _add_import(
-    found: dict[str, object],
-    instructions: list[dis.Instruction],
-    index: int,
-    function: FunctionType,
-    enter: Callable[[ModuleType], bool],
+    found: dict[str, object], load: _Load, function: FunctionType, enter: Callable[[ModuleType], bool]
 ) -> None:
-    # The two instructions before IMPORT_NAME push its level and its list of names.
-    level = instructions[index - 2].argval if index >= 2 else 0
-    name = "." * int(level or 0) + str(instructions[index].argval)
+    name, *taken = load.path
     package = function.__globals__.get("__package__")
-    absolute = importlib.util.resolve_name(name, package) if level else name
+    absolute = importlib.util.resolve_name("." * load.level + name, package) if load.level else name
     top = sys.modules.get(absolute.partition(".")[0])
     if top is not None and not enter(top):
         return
     module = importlib.import_module(absolute)
     found[absolute] = module
-    for instruction in instructions[index + 1 :]:
-        if instruction.opname == "IMPORT_FROM":
-            _follow(found, absolute, module, [str(instruction.argval)], enter)
-        elif not instruction.opname.startswith("STORE"):
-            return
+    for attribute in taken:
+        _follow(found, absolute, module, [attribute], enter)
