@@ -298,11 +298,19 @@ def result_read_after_something_else_was_copied(graph: fx.Graph) -> None:
 def turned_result_copied_back(graph: fx.Graph) -> None:
     given = graph.placeholder("given")
     total = graph.placeholder("total")
-    square = graph.call_function(aten.slice.Tensor, (total, 0, 0, 8))
     _, new = bump(graph, total, given)
-    turned = graph.call_function(aten.flip.default, (square, [0]))
-    view = graph.call_function(aten.view.default, (turned, [8, 4]))
-    graph.call_function(aten.copy_.default, (total, view))
+    turned = graph.call_function(aten.as_strided.default, (new, [8, 4], [1, 8]))
+    graph.call_function(aten.copy_.default, (total, turned))
+    graph.output((graph.call_function(aten.cos.default, (given,)),))
+
+
+def input_written_again_after_it_was_copied_back(graph: fx.Graph) -> None:
+    given = graph.placeholder("given")
+    total = graph.placeholder("total")
+    view = graph.call_function(aten.view.default, (total, [4, 8]))
+    _, new = bump(graph, total, given)
+    graph.call_function(aten.copy_.default, (total, new))
+    graph.call_function(aten.mul_.Tensor, (view, 2))
     graph.output((graph.call_function(aten.cos.default, (new,)),))
 
 
@@ -348,6 +356,7 @@ def own_view_copied_back(graph: fx.Graph) -> None:
         result_is_an_output,
         result_read_after_something_else_was_copied,
         turned_result_copied_back,
+        input_written_again_after_it_was_copied_back,
         copied_twice,
         result_written_after_it_was_copied_back,
         own_view_copied_back,

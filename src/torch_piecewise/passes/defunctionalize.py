@@ -94,8 +94,6 @@ class _Memory:
         if len(copies) != 1 or writers != copies:
             return False
         copy, source = copies[0], copies[0].args[1]
-        if source not in self._call.results[index] and self._is_result(source, index):
-            return False
         if not isinstance(source, fx.Node) or self._aliases.may_share(source, base):
             return False
         if any(self._place[node] < self._place[copy] for node in later):
@@ -109,10 +107,6 @@ class _Memory:
             return False
         kept = copy.args[1] in self._call.results[index]
         return kept or all(self._place[user] < self._place[copy] for user in uses)
-
-    def _is_result(self, node: object, index: int) -> bool:
-        results = self._call.results[index]
-        return isinstance(node, fx.Node) and any(self._aliases.may_share(node, item) for item in results)
 
     def _writes_into(self, node: fx.Node, base: fx.Node) -> bool:
         return any(self._aliases.may_share(item, base) for item in written_inputs(node))
