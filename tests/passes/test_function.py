@@ -188,6 +188,12 @@ def test_a_pass_written_for_inductor_is_taken_with_its_own_identity():
     assert made.reads_range()
 
 
+def test_a_class_written_for_inductor_is_made_with_its_options():
+    made = as_pass(f"{__name__}.ForInductor", options={"identity": "here"})
+    assert isinstance(made, InductorPass)
+    assert made.inner.identity == "here"
+
+
 def test_a_pass_written_for_inductor_without_identity_is_refused():
     with pytest.raises(FingerprintError) as caught:
         as_pass(ForInductor(None)).uuid()  # type: ignore[arg-type]

@@ -86,8 +86,8 @@ def as_pass(given: PassLike, *, options: Mapping[str, Any] | None = None) -> Gra
         ConfigError: it is none of these, its name cannot be resolved, or it does not take the options.
     """
     found = resolve(given) if isinstance(given, str) else given
-    if isinstance(found, type) and issubclass(found, GraphPass):
-        return _made(found, options or {})
+    if isinstance(found, type) and hasattr(found, "uuid"):
+        return as_pass(_made(found, options or {}))
     if options:
         raise ConfigError(
             f"The pass {_called(found)} takes no options",
@@ -161,7 +161,7 @@ def _failed(name: str, module: str, error: Exception) -> ConfigError:
     )
 
 
-def _made(cls: type[GraphPass], options: Mapping[str, Any]) -> GraphPass:
+def _made(cls: type[Any], options: Mapping[str, Any]) -> Any:
     try:
         return cls(**options)
     except TypeError as error:

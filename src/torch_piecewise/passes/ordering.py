@@ -25,7 +25,8 @@ def stable_topological_sort(graph: fx.Graph) -> int:
     """
     nodes = list(graph.nodes)
     place = {node: index for index, node in enumerate(nodes)}
-    if all(place[source] < place[node] for node in nodes for source in node.all_input_nodes):
+    # A node of another graph has no place here; telling of it is lint's work.
+    if all(place.get(source, -1) < place[node] for node in nodes for source in node.all_input_nodes):
         return 0
     order = _sorted(nodes, place, _before(graph, nodes))
     _relink(graph, order)
@@ -34,7 +35,8 @@ def stable_topological_sort(graph: fx.Graph) -> int:
 
 def _before(graph: fx.Graph, nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
     """Node -> the nodes that must come before it."""
-    before = {node: set(node.all_input_nodes) for node in nodes}
+    inside = set(nodes)
+    before = {node: inside.intersection(node.all_input_nodes) for node in nodes}
     effects = [node for node in nodes if node.op.startswith("call") and not is_removable(node)]
     for earlier, later in itertools.pairwise(effects):
         before[later].add(earlier)

@@ -11,6 +11,7 @@ from torch import fx
 from torch_piecewise.errors import PassError
 from torch_piecewise.passes.base import GraphPass, PassRecord
 from torch_piecewise.passes.dumps import DumpFolder
+from torch_piecewise.passes.ordering import stable_topological_sort
 from torch_piecewise.passes.snapshot import Snapshot, order_problem
 from torch_piecewise.ranges import Range
 
@@ -46,6 +47,8 @@ class PassRun:
         Raises:
             PassError: the graph was broken from the start, or a pass broke it and it was put back.
         """
+        # Inductor sorts only after this hook, so its own passes may have left their work unsorted.
+        stable_topological_sort(graph)
         problem = order_problem(graph)
         if problem is not None:
             raise PassError(
