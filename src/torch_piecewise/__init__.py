@@ -1,1 +1,51 @@
-"""Piecewise compilation of PyTorch models."""
+"""Piecewise compilation of PyTorch models: cut, compile for ranges of sizes, replay, keep.
+
+Names are loaded when they are first used: what compiles needs Dynamo and Inductor, seconds that a program
+which defines a splitting op, reads a configuration or starts from the store does not owe.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch_piecewise.api import compile as compile
+    from torch_piecewise.api import program_of as program_of
+    from torch_piecewise.backend import PiecewiseCompileBackend as PiecewiseCompileBackend
+    from torch_piecewise.compilers import make_compiler as make_compiler
+    from torch_piecewise.config import Config as Config
+    from torch_piecewise.cudagraph_mode import CUDAGraphMode as CUDAGraphMode
+    from torch_piecewise.manager import CompilerManager as CompilerManager
+    from torch_piecewise.ranges import Range as Range
+    from torch_piecewise.splitting import SplitItem as SplitItem
+    from torch_piecewise.splitting import split_graph as split_graph
+    from torch_piecewise.splitting_op import splitting_op as splitting_op
+
+_MODULE_OF = {
+    "CUDAGraphMode": "cudagraph_mode",
+    "CompilerManager": "manager",
+    "Config": "config",
+    "PiecewiseCompileBackend": "backend",
+    "Range": "ranges",
+    "SplitItem": "splitting",
+    "compile": "api",
+    "make_compiler": "compilers",
+    "program_of": "api",
+    "split_graph": "splitting",
+    "splitting_op": "splitting_op",
+}
+
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605 - a list of names, in one place
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULE_OF]

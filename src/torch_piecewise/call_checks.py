@@ -1,0 +1,37 @@
+"""The functions that the checks of a call use while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def check_functions() -> dict[str, Any]:
+    """The functions that check expressions call."""
+    return {
+        "§grad_enabled": torch.is_grad_enabled,
+        "§autocast": autocast_state,
+        "§Tensor": torch.Tensor,
+        "§show": show,
+    }
+
+
+def autocast_state() -> tuple[Any, ...] | None:
+    """What autocast would do now: None when it is off everywhere."""
+    state = tuple(
+        (device, torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+        if torch.is_autocast_enabled(device)
+    )
+    return state or None
+
+
+def show(value: Any) -> str:
+    """An argument as messages show it."""
+    if not isinstance(value, torch.Tensor):
+        return f"{type(value).__name__} {value!r}"[:100]
+    return (
+        f"{value.dtype}, shape {tuple(value.shape)}, strides {value.stride()}, "
+        f"requires_grad={value.requires_grad}, {value.device}"
+    )

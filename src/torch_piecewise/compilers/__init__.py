@@ -1,0 +1,59 @@
+"""Compilers, and how a configured name becomes one."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch_piecewise.compilers.base import CompileOptions, Compiler
+from torch_piecewise.compilers.eager import EagerCompiler
+from torch_piecewise.errors import ConfigError
+
+__all__ = ["CompileOptions", "Compiler", "make_compiler"]
+
+_BUILT_IN = {
+    "eager": "torch_piecewise.compilers.eager.EagerCompiler",
+    "inductor": "torch_piecewise.compilers.inductor.InductorCompiler",
+    "inductor_memory": "torch_piecewise.compilers.inductor_memory.InductorMemoryCompiler",
+}
+
+
+def make_compiler(backend: str | Compiler | type[Any]) -> Compiler:
+    """The compiler that ``backend`` names.
+
+    Args:
+        backend: ``"inductor"``, ``"inductor_memory"``, ``"eager"``, the dotted name of a class that meets the
+            :class:`Compiler` protocol, such a class, or an instance of one.
+
+    Raises:
+        ConfigError: the name resolves to nothing, or to something that is no compiler.
+    """
+    if backend == "eager":
+        return EagerCompiler()
+    made: Any = _resolve(backend) if isinstance(backend, str) else backend
+    if isinstance(made, type):
+        made = made()
+    missing = [verb for verb in ("name", "fingerprint", "compile", "load") if not hasattr(made, verb)]
+    if missing:
+        raise ConfigError(
+            f"backend {backend!r} is not a compiler",
+            expected="an object with name, fingerprint(), compile(piece, range, options), load(artifact)",
+            got=f"{type(made).__name__} without {', '.join(missing)}",
+            hint="see 'Writing a compiler' in the docs",
+        )
+    compiler: Compiler = made
+    return compiler
+
+
+def _resolve(name: str) -> Any:
+    dotted = _BUILT_IN.get(name, name)
+    module_name, _, attribute = dotted.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: no dot
+        raise ConfigError(
+            f"backend {name!r} does not resolve to a compiler",
+            expected=f"one of {', '.join(sorted(_BUILT_IN))}, or the dotted name of a class",
+            got=str(error),
+            hint="check the spelling, and that the module can be imported here",
+        ) from error

@@ -1,0 +1,38 @@
+"""Inductor in memory (``compile_fx``): what cannot be kept, but supports gradients everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torch_piecewise.artifact import Artifact, LiveArtifact
+from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.eager import live_runnable
+from torch_piecewise.compilers.inductor_inputs import by_position, fake_inputs
+from torch_piecewise.piece import Piece
+from torch_piecewise.ranges import Range
+from torch_piecewise.torch_private import inductor
+
+
+class InductorMemoryCompiler:
+    """Lives and dies with the process; the compiler for pieces that record gradients."""
+
+    name = "inductor_memory"
+
+    def fingerprint(self) -> str:
+        return f"inductor_memory torch={torch.__version__} git={torch.version.git_version}"
+
+    def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        fakes = fake_inputs(piece, range)
+        told = set(fakes.new_relations())
+        with torch.set_grad_enabled(options.grad_enabled):
+            runnable = inductor.inductor_in_memory(
+                piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
+            )
+        guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
+        return LiveArtifact(self.name, piece.name, range, guards=guards, runnable=runnable)
+
+    def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
+        return live_runnable(artifact, self.name)

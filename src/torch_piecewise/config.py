@@ -1,0 +1,255 @@
+"""``Config``: every setting, frozen and checked; the one place where the environment is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch_piecewise.config_fields import CAPTURE_SIZES, ConfigFields, Setting
+from torch_piecewise.config_ingredients import as_text, stable_name
+from torch_piecewise.config_kinds import did_you_mean
+from torch_piecewise.config_rules import contradiction
+from torch_piecewise.cudagraph_mode import CUDAGraphMode
+from torch_piecewise.errors import ConfigError
+from torch_piecewise.ranges import UNBOUNDED, Range, ranges_from_endpoints
+
+ENV_PREFIX = "TORCH_PIECEWISE_"
+DEFAULT_MAX_CAPTURE_SIZE = 512
+
+
+@dataclass(frozen=True)
+class FieldDoc:
+    """One row of the table of settings."""
+
+    name: str
+    default: object
+    expected: str
+    doc: str
+    used_by: str
+    env_var: str
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Config(ConfigFields):
+    """All settings of one compiled model; :meth:`describe` lists them with their meaning.
+
+    Lists become tuples, mappings become frozen ones, sizes are sorted with duplicates dropped. The
+    environment is not read here: :meth:`from_env` and :meth:`with_env` do that.
+
+    Raises:
+        ConfigError: a field is unknown, has a value it cannot have, or contradicts another.
+    """
+
+    def __new__(cls, **fields: object) -> Self:
+        # Runs before the generated __init__, whose TypeError would not say which fields there are.
+        _refuse_unknown(fields)
+        config = super().__new__(cls)
+        object.__setattr__(config, "_explicit", frozenset(fields))
+        return config
+
+    def __post_init__(self) -> None:
+        for name, setting in settings().items():
+            object.__setattr__(self, name, setting.kind.check(name, getattr(self, name)))
+        error = contradiction(self._values())
+        if error is not None:
+            raise error
+
+    def __repr__(self) -> str:
+        changed = (
+            f"{field.name}={_repr(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        )
+        return f"Config({', '.join(changed)})"
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, object]) -> Self:
+        """The config with these fields, as ``torch.compile(options=...)`` gives them."""
+        return cls(**fields)  # type: ignore[arg-type]  # checked at run time, field by field
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, **fields: object) -> Self:
+        """The config of these fields, and of the environment where a field is not given.
+
+        ``TORCH_PIECEWISE_<FIELD>`` holds a word, a number, true/false/1/0, a comma list
+        (``1,8,64``) or JSON (``{"input_ids": 0}``); ``none`` is None where the field takes it; an
+        empty text counts as not set.
+
+        Args:
+            env: variables by name; None for the process's own.
+            fields: these beat the environment.
+
+        Raises:
+            ConfigError: also for a variable with the prefix that names no field.
+        """
+        _refuse_unknown(fields)
+        read = _read_env(os.environ if env is None else env)
+        return cls.from_fields({**read, **fields})
+
+    @property
+    def explicit(self) -> frozenset[str]:
+        """Names of the fields that were given, whatever their value."""
+        names: frozenset[str] = self.__dict__["_explicit"]
+        return names
+
+    def with_env(self, env: Mapping[str, str] | None = None) -> Self:
+        """This config, with the environment's values for fields that were not given (:attr:`explicit`)."""
+        return self.from_env(env, **self._given())
+
+    def replace(self, **fields: object) -> Self:
+        """This config with other values for some fields, checked anew."""
+        return self.from_fields({**self._given(), **fields})
+
+    def dynamic_dims(self) -> dict[str, dict[int, str | None]]:
+        """``dynamic_arg_dims`` as ``{argument: {dim: symbol name or None}}``; empty for None."""
+        return _plain_dims(self.dynamic_arg_dims)
+
+    def unbacked_dims(self) -> dict[str, tuple[int, ...]]:
+        """``mark_unbacked_dims`` as ``{argument: dims}``; empty for None."""
+        return {name: tuple(dims) for name, dims in _plain_dims(self.mark_unbacked_dims).items()}
+
+    def dispatch_dim(self) -> tuple[str, int] | None:
+        """The argument and the dim that ranges and sizes are about.
+
+        Without ``dispatch_on`` the first of ``dynamic_arg_dims``; None where that is not given either
+        and the model's annotations decide.
+        """
+        if self.dispatch_on is not None:
+            name, _, dim = self.dispatch_on.rpartition(".")
+            return name, int(dim)
+        return next(((name, dim) for name, dims in self.dynamic_dims().items() for dim in dims), None)
+
+    def compile_ranges(self) -> tuple[Range, ...]:
+        """The ranges that ``compile_ranges_endpoints`` cuts the sizes from 1 up into."""
+        # The last range is open anyway; sys.maxsize is how some write that.
+        return ranges_from_endpoints(end for end in self.compile_ranges_endpoints if end < UNBOUNDED)
+
+    def resolved_capture_sizes(self) -> tuple[int, ...]:
+        """The sizes that are captured, sorted: those given, else a ladder, else none in mode ``NONE``."""
+        if self.cudagraph_capture_sizes is not None:
+            return tuple(self.cudagraph_capture_sizes)
+        if not self.cudagraph_mode:
+            return ()
+        return capture_ladder(self.max_cudagraph_capture_size or DEFAULT_MAX_CAPTURE_SIZE)
+
+    def resolved_compile_sizes(self) -> tuple[int, ...]:
+        """``compile_sizes`` as plain numbers, sorted, each once."""
+        sizes = {size for size in self.compile_sizes if isinstance(size, int)}
+        if CAPTURE_SIZES in self.compile_sizes:
+            sizes.update(self.resolved_capture_sizes())
+        return tuple(sorted(sizes))
+
+    def as_ingredients(self, name_of: Callable[[object], str] = stable_name) -> list[tuple[str, str]]:
+        """The settings that can change what is compiled, as (name, text) for cache keys.
+
+        Equal settings give equal texts, also where they are written differently (a word for the sizes
+        it stands for). The order is that of the fields.
+
+        Args:
+            name_of: names an object that is no plain data (a predicate, a pass, a class).
+
+        Raises:
+            FingerprintError: ``name_of`` refused an object, so nothing can be kept under this config.
+        """
+        meant = {
+            "dispatch_on": self.dispatch_dim(),
+            "compile_sizes": self.resolved_compile_sizes(),
+            "inductor_passes": list(self.inductor_passes.items()),
+        }
+        keyed = (name for name, setting in settings().items() if setting.keyed)
+        return [(name, as_text(meant.get(name, getattr(self, name)), name_of)) for name in keyed]
+
+    @classmethod
+    def describe(cls) -> tuple[FieldDoc, ...]:
+        """Every field with its meaning, in order; the documentation's table is made from it."""
+        return tuple(
+            FieldDoc(
+                name=field.name,
+                default=field.default,
+                expected=setting.kind.expected,
+                doc=setting.doc,
+                used_by=setting.used_by,
+                env_var=env_var(field.name),
+            )
+            for field, setting in zip(dataclasses.fields(cls), settings().values(), strict=True)
+        )
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in settings()}
+
+    def _given(self) -> dict[str, object]:
+        return {name: value for name, value in self._values().items() if name in self.explicit}
+
+
+def settings() -> dict[str, Setting]:
+    """Each field's :class:`~torch_piecewise.config_fields.Setting`, by name, in order."""
+    return {field.name: field.metadata["setting"] for field in dataclasses.fields(ConfigFields)}
+
+
+def env_var(name: str) -> str:
+    """The environment variable of a field."""
+    return ENV_PREFIX + name.upper()
+
+
+def capture_ladder(largest: int) -> tuple[int, ...]:
+    """Sizes from 1 to ``largest`` with four steps to each doubling: 1, 2, ..., 8, 10, 12, 14, 16, 20, ...
+
+    Padding a size to the next of them wastes less than a fifth of the padded size.
+    """
+    sizes = (n for n in range(1, largest) if n % (1 << max(0, n.bit_length() - 3)) == 0)
+    return (*sizes, largest)
+
+
+def _refuse_unknown(fields: Mapping[str, object]) -> None:
+    known = settings()
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        hints = [hint for name in unknown if (hint := did_you_mean(name, known))]
+        raise ConfigError(
+            f"Config has no field {', '.join(map(repr, unknown))}",
+            expected=f"one of {', '.join(known)}",
+            hint="; ".join(hints) or "remove it",
+        )
+
+
+def _read_env(env: Mapping[str, str]) -> dict[str, object]:
+    known = {env_var(name): name for name in settings()}
+    read: dict[str, object] = {}
+    for variable, text in env.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        if variable not in known:
+            raise ConfigError(
+                f"the environment variable {variable} names no field of Config",
+                expected=f"{ENV_PREFIX}<FIELD>, the field being one of {', '.join(known.values())}",
+                hint=did_you_mean(variable.removeprefix(ENV_PREFIX), known.values()) or f"unset {variable}",
+            )
+        if text.strip():
+            read[known[variable]] = _from_text(variable, known[variable], text.strip())
+    return read
+
+
+def _from_text(variable: str, name: str, text: str) -> object:
+    kind = settings()[name].kind
+    label = f"the environment variable {variable} (field {name})"
+    try:
+        value = kind.parse(text)
+    except ValueError:
+        raise ConfigError(
+            f"{label} cannot be read",
+            expected=kind.expected,
+            got=repr(text),
+            hint=f"write a comma list or JSON where it is a list or a mapping, or unset {variable}",
+        ) from None
+    return kind.check(label, value)
+
+
+def _plain_dims(dims: Mapping[str, Any] | None) -> dict[str, dict[int, str | None]]:
+    return {name: dict(given) for name, given in (dims or {}).items()}
+
+
+def _repr(value: object) -> str:
+    return repr(value.name) if isinstance(value, CUDAGraphMode) else repr(value)

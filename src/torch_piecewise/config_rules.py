@@ -1,0 +1,137 @@
+"""Which settings contradict each other; each rule names both fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch_piecewise.errors import ConfigError
+
+Values = Mapping[str, Any]
+"""Checked values of all fields."""
+
+
+def _clash(first: str, second: str, why: str, values: Values, hint: str) -> ConfigError:
+    return ConfigError(
+        f"{first} and {second} contradict each other",
+        expected=why,
+        got=f"{first}={values[first]!r}, {second}={values[second]!r}",
+        hint=hint,
+    )
+
+
+def _dispatch_is_dynamic(values: Values) -> ConfigError | None:
+    dispatch_on, dynamic = values["dispatch_on"], values["dynamic_arg_dims"]
+    if dispatch_on is None or dynamic is None:
+        return None
+    name, _, dim = dispatch_on.rpartition(".")
+    dims = {**dynamic.get(name, {}), **(values["mark_unbacked_dims"] or {}).get(name, {})}
+    # A dim counted from the front cannot be compared with one counted from the back: no rank is known here.
+    if int(dim) in dims or any((int(dim) < 0) != (other < 0) for other in dims):
+        return None
+    names = ", ".join(f"{name}.{dim}" for name, dims in dynamic.items() for dim in dims)
+    return _clash(
+        "dispatch_on",
+        "dynamic_arg_dims",
+        "dispatch_on is one of the dynamic dims",
+        values,
+        f"choose one of {names}, or add the dim to dynamic_arg_dims",
+    )
+
+
+def _misses_need_a_cache(values: Values) -> ConfigError | None:
+    if not values["disable_cache"] or values["on_miss"] == "compile":
+        return None
+    return _clash(
+        "disable_cache",
+        "on_miss",
+        "a cache to miss in, or on_miss='compile'",
+        values,
+        "without a cache everything is a miss: set disable_cache=False or on_miss='compile'",
+    )
+
+
+def _partition_needs_inductor(values: Values) -> ConfigError | None:
+    if not values["use_inductor_graph_partition"] or values["backend"] != "eager":
+        return None
+    return _clash(
+        "use_inductor_graph_partition",
+        "backend",
+        "a backend that calls Inductor",
+        values,
+        "set backend='inductor', or use_inductor_graph_partition=False to cut the FX graph",
+    )
+
+
+def _graph_mode_needs_mode(values: Values) -> ConfigError | None:
+    graphs, mode = values["cudagraph_mode"], values["mode"]
+    if mode in ("none", "stock_torch_compile") and graphs:
+        why = "a mode in which this library runs the graph: 'piecewise', or 'trace_once'"
+    elif mode == "trace_once" and graphs.has_piecewise_cudagraphs():
+        why = "mode='piecewise' for a mode that captures pieces; mode='trace_once' has one piece"
+    else:
+        return None
+    return _clash("cudagraph_mode", "mode", why, values, "set cudagraph_mode='none', or the mode it needs")
+
+
+def _pieces_need_cuts(values: Values) -> ConfigError | None:
+    uncut = values["splitting_ops"] == () and not values["use_inductor_graph_partition"]
+    if not uncut or not values["cudagraph_mode"].requires_piecewise_compilation():
+        return None
+    return _clash(
+        "cudagraph_mode",
+        "splitting_ops",
+        "places to cut, for a mode that captures the pieces between them",
+        values,
+        "set cudagraph_mode='full' to capture it uncut, or splitting_ops=None for the attention operations",
+    )
+
+
+def _captures_within_limit(values: Values) -> ConfigError | None:
+    sizes, largest = values["cudagraph_capture_sizes"], values["max_cudagraph_capture_size"]
+    if not sizes or largest is None or sizes[-1] <= largest:
+        return None
+    return _clash(
+        "cudagraph_capture_sizes",
+        "max_cudagraph_capture_size",
+        f"capture sizes up to {largest}",
+        values,
+        f"remove the larger sizes, or set max_cudagraph_capture_size={sizes[-1]}",
+    )
+
+
+def _evaluation_needs_guards(values: Values) -> ConfigError | None:
+    if not values["evaluate_guards"] or values["guards"] != "none":
+        return None
+    return _clash(
+        "evaluate_guards", "guards", "guards to evaluate", values, "set guards='inputs' or guards='full'"
+    )
+
+
+def _failure_needs_guards(values: Values) -> ConfigError | None:
+    if values["on_guard_failure"] != "error" or values["guards"] != "none":
+        return None
+    return _clash(
+        "on_guard_failure",
+        "guards",
+        "guards that can fail",
+        values,
+        "set guards='inputs', or leave on_guard_failure out",
+    )
+
+
+RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
+    _dispatch_is_dynamic,
+    _misses_need_a_cache,
+    _partition_needs_inductor,
+    _graph_mode_needs_mode,
+    _pieces_need_cuts,
+    _captures_within_limit,
+    _evaluation_needs_guards,
+    _failure_needs_guards,
+)
+
+
+def contradiction(values: Values) -> ConfigError | None:
+    """The error for the first two fields that contradict each other; None where none do."""
+    return next((error for rule in RULES if (error := rule(values)) is not None), None)

@@ -1,0 +1,69 @@
+"""Which compiled range serves this size; nothing else stands on the hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+from torch_piecewise.errors import DispatchError
+from torch_piecewise.ranges import Range
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+def serving_range(size: int, ranges: Sequence[Range], exact: Sequence[int] = ()) -> Range:
+    """The range that serves ``size``: the exact size if there is one, else the range that contains it.
+
+    Size 0 is served by a first range that begins at 1.
+
+    Raises:
+        DispatchError: nothing serves it.
+    """
+    if size in exact:
+        return Range(size, size)
+    wanted = max(size, 1) if size == 0 and 0 not in exact else size
+    for candidate in ranges:
+        if wanted in candidate:
+            return candidate
+    raise DispatchError(
+        f"No compiled range serves size {size}",
+        expected=f"a size in {', '.join(map(str, ranges)) or 'no range'}"
+        + (f" or one of {', '.join(map(str, exact))}" if exact else ""),
+        got=str(size),
+        hint="add an endpoint to compile_ranges_endpoints, or the size to compile_sizes",
+    )
+
+
+class SizeTable(Generic[Key, Value]):
+    """A dict from sizes to what serves them, filled on demand and bounded.
+
+    ``lookup`` is the dict's own ``get``: the hot path pays for one hash look-up.
+
+    Args:
+        resolve: called for a size that is not in the table yet.
+        limit: how many sizes are remembered; beyond it the table starts anew.
+    """
+
+    def __init__(self, resolve: Callable[[Key], Value], limit: int = 4096) -> None:
+        self._resolve = resolve
+        self._limit = limit
+        self._known: dict[Key, Value] = {}
+        self.lookup = self._known.get
+
+    def find(self, key: Key) -> Value:
+        """What serves ``key``, resolved and remembered if it is new."""
+        value = self._known.get(key)
+        if value is None:
+            value = self._resolve(key)
+            if len(self._known) >= self._limit:
+                self._known.clear()
+            self._known[key] = value
+        return value
+
+    def forget(self) -> None:
+        """Resolve every size again from now on."""
+        self._known.clear()
+
+    def __len__(self) -> int:
+        return len(self._known)

@@ -1,0 +1,161 @@
+"""One piece and one range: remembered, else compiled; the same thing is never compiled twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch_piecewise.artifact import Artifact
+from torch_piecewise.compilers.base import CompileOptions, Compiler
+from torch_piecewise.errors import CompilerError, PieceCompileError, PiecewiseError
+from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded
+from torch_piecewise.piece import Piece
+from torch_piecewise.pool import CompilePool, CompileTask
+from torch_piecewise.ranges import Range
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is compiled once: a distinct piece for one range.
+
+    Attributes:
+        fingerprint: structural identity of the piece.
+        name: of the first piece of that identity.
+        range: sizes of the dispatch symbol; ``ANY_SIZE`` where the piece does not have it.
+        load: the piece by name; called where it has to be compiled.
+    """
+
+    fingerprint: str
+    name: str
+    range: Range
+    load: Callable[[str], Piece]
+
+    @property
+    def key(self) -> tuple[str, Range]:
+        return self.fingerprint, self.range
+
+    @property
+    def piece(self) -> Piece:
+        """The piece itself."""
+        return self.load(self.name)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A unit that can be called.
+
+    Attributes:
+        run: takes the piece's inputs in order, returns a tuple.
+        artifact: what ``run`` was loaded from; None for a piece that runs eagerly after a failure.
+    """
+
+    run: Callable[..., tuple[Any, ...]]
+    artifact: Artifact | None
+
+
+class CompilerManager:
+    """Makes units ready: from memory, else by the compiler, several at once where that pays.
+
+    Args:
+        compiler: makes and loads artifacts.
+        options: passed on to the compiler.
+        pool: where compiling happens.
+        bus: gets an event for each artifact compiled, loaded or failed.
+        on_piece_error: ``"raise"``, or ``"eager"`` to run a piece that fails to compile as it was traced.
+    """
+
+    def __init__(
+        self,
+        compiler: Compiler,
+        options: CompileOptions,
+        pool: CompilePool,
+        bus: Bus,
+        on_piece_error: str = "raise",
+    ) -> None:
+        self.compiler = compiler
+        self.options = options
+        self.bus = bus
+        self._pool = pool
+        self._eager_on_error = on_piece_error == "eager"
+        self._ready: dict[tuple[str, Range], Ready] = {}
+        self._lock = threading.RLock()
+
+    def prepare(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
+        """Make every unit ready; each distinct one is compiled at most once.
+
+        Raises:
+            PieceCompileError: a piece failed; names piece, range, op and source line. Nothing of this call
+                is remembered that was not complete.
+        """
+        with self._lock:
+            wanted = {unit.key: unit for unit in units}
+            missing = {key: unit for key, unit in wanted.items() if key not in self._ready}
+            for unit, outcome in self._compile(list(missing.values())):
+                self._ready[unit.key] = self._finish(unit, outcome)
+            return {key: self._ready[key] for key in wanted}
+
+    def _compile(self, units: list[Unit]) -> Iterable[tuple[Unit, Any]]:
+        tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in units]
+        return zip(units, self._pool.run(tasks), strict=True)
+
+    def _finish(self, unit: Unit, outcome: Any) -> Ready:
+        result, seconds = outcome
+        if isinstance(result, BaseException):
+            return self._failed(unit, result)
+        if not isinstance(result, Artifact):
+            raise CompilerError(
+                f"Compiler {self.compiler.name!r} returned no artifact for {unit.name}",
+                expected="an Artifact",
+                got=repr(result),
+                hint="Compiler.compile(piece, range, options) has to return an Artifact",
+            )
+        self.bus.emit(
+            PieceCompiled(piece=unit.name, range=unit.range, compiler=self.compiler.name, seconds=seconds)
+        )
+        start = time.monotonic()
+        run = self.compiler.load(result)
+        if not callable(run):
+            raise CompilerError(
+                f"Compiler {self.compiler.name!r} loaded nothing that can be called for {unit.name}",
+                expected="a callable",
+                got=repr(run),
+            )
+        self.bus.emit(
+            PieceLoaded(
+                piece=unit.name,
+                range=unit.range,
+                compiler=self.compiler.name,
+                source="compiled",
+                seconds=time.monotonic() - start,
+            )
+        )
+        return Ready(run, result)
+
+    def _failed(self, unit: Unit, error: BaseException) -> Ready:
+        if not isinstance(error, Exception):
+            raise error
+        self.bus.emit(PieceFailed(piece=unit.name, range=unit.range, reason=_first_line(error)))
+        if self._eager_on_error:
+            return Ready(unit.piece.graph.forward, None)
+        if isinstance(error, CompilerError):
+            raise error
+        # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
+        from torch_piecewise.torch_private.nodes import source_line
+
+        operation, line = source_line(error, unit.piece.graph)
+        raise PieceCompileError(
+            f"{unit.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}",
+            expected="a piece that the compiler accepts",
+            got=f"{type(error).__name__}: {_first_line(error)}",
+            hint=f"the failing op is {operation}, from {line}; "
+            "on_piece_error='eager' runs this piece uncompiled",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = error.what if isinstance(error, PiecewiseError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

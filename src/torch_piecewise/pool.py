@@ -1,0 +1,159 @@
+"""Distinct pieces x ranges, compiled here and on worker processes at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch_piecewise.compilers.base import CompileOptions, Compiler
+from torch_piecewise.piece import Piece
+from torch_piecewise.ranges import Range
+from torch_piecewise.worker import Worker, WorkerError
+
+logger = logging.getLogger("torch_piecewise")
+
+Outcome = tuple[Any, float]
+"""The artifact a task ended with, or its exception; and the seconds it took."""
+
+WORTH_A_WORKER = 3
+"""Tasks for each worker started: a worker costs about as long to start as two small pieces to compile."""
+
+
+@dataclass(frozen=True)
+class CompileTask:
+    """One call of a compiler."""
+
+    compiler: Compiler
+    piece: Piece
+    range: Range
+    options: CompileOptions
+
+    def run(self) -> Outcome:
+        """Compile in this process."""
+        start = time.monotonic()
+        try:
+            result: Any = self.compiler.compile(self.piece, self.range, self.options)
+        except Exception as error:  # noqa: BLE001 - the manager knows the policy
+            result = error
+        return result, time.monotonic() - start
+
+
+class CompilePool:
+    """Runs compile tasks, on worker processes beside this one where that pays.
+
+    A worker is a fresh interpreter (never a fork of a process that may hold a GPU) and does not import the
+    user's main module. What fails there for any reason is compiled here instead, so a worker can make a
+    start faster but never make it fail.
+
+    Args:
+        workers: processes to start at most, beside this one; 0 compiles everything here.
+        on_progress: called with (done, total, seconds) after each task.
+    """
+
+    def __init__(
+        self, workers: int = 0, on_progress: Callable[[int, int, float], None] | None = None
+    ) -> None:
+        self._limit = workers
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+
+    def run(self, tasks: Sequence[CompileTask]) -> list[Outcome]:
+        """Run all tasks; outcomes in the order of ``tasks``."""
+        portable = [_portable(task) for task in tasks]
+        count = min(self._limit, len([task for task in portable if task]) // WORTH_A_WORKER)
+        run = _Run(tasks, portable, self._on_progress)
+        threads = [threading.Thread(target=run.serve_worker, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        run.serve_here()
+        for thread in threads:
+            thread.join()
+        run.finish()
+        return [run.outcomes[index] for index in range(len(tasks))]
+
+
+def _portable(task: CompileTask) -> bytes | None:
+    """The task as a worker wants it; None where it cannot travel."""
+    if not getattr(task.compiler, "can_compile_in_worker", False):
+        return None
+    try:
+        return pickle.dumps(task)
+    except Exception as error:  # noqa: BLE001 - whatever a user's object raises on pickling
+        logger.debug("%s cannot be compiled on a worker: %s", task.piece.name, error)
+        return None
+
+
+class _Run:
+    """One batch: a queue that this process empties from its front, workers from its back."""
+
+    def __init__(
+        self,
+        tasks: Sequence[CompileTask],
+        portable: Sequence[bytes | None],
+        on_progress: Callable[[int, int, float], None] | None,
+    ) -> None:
+        self.tasks = tasks
+        self.portable = portable
+        self.outcomes: dict[int, Outcome] = {}
+        self._waiting = list(range(len(tasks)))
+        self._failed: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._on_progress = on_progress
+
+    def _take(self, *, portable: bool) -> int | None:
+        with self._lock:
+            order = reversed(self._waiting) if portable else iter(self._waiting)
+            for index in order:
+                if not portable or self.portable[index] is not None:
+                    self._waiting.remove(index)
+                    return index
+        return None
+
+    def _record(self, index: int, outcome: Outcome) -> None:
+        with self._lock:
+            self.outcomes[index] = outcome
+            done = len(self.outcomes)
+        if self._on_progress is not None:
+            self._on_progress(done, len(self.tasks), outcome[1])
+
+    def serve_here(self) -> None:
+        """Compile in this process until nothing waits."""
+        while (index := self._take(portable=False)) is not None:
+            self._record(index, self.tasks[index].run())
+
+    def serve_worker(self) -> None:
+        """Start a worker and hand it tasks until nothing waits."""
+        index: int | None = None
+        try:
+            with Worker() as worker:
+                while (index := self._take(portable=True)) is not None:
+                    payload = self.portable[index]
+                    assert payload is not None
+                    result, seconds = worker.compile(payload)
+                    if isinstance(result, Exception):
+                        self._failed.put(index)
+                    else:
+                        self._record(index, (result, seconds))
+        except WorkerError as error:
+            logger.debug("a compile worker ended: %s", error)
+            if index is not None:
+                self._failed.put(index)
+
+    def finish(self) -> None:
+        """Compile here what workers failed at."""
+        while not self._failed.empty():
+            index = self._failed.get()
+            self._record(index, self.tasks[index].run())
+
+
+def default_workers(compile_threads: int | None) -> int:
+    """Worker processes beside this one: one less than the cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max((compile_threads or cores) - 1, 0)

@@ -1,0 +1,229 @@
+"""A traced graph as it runs: cut, compiled for ranges and sizes, stitched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import GraphModule
+
+from torch_piecewise.artifact import guard_name
+from torch_piecewise.dispatch import SizeTable, serving_range
+from torch_piecewise.errors import GuardError
+from torch_piecewise.manager import CompilerManager, Ready, Unit
+from torch_piecewise.piece import EagerPiece, Piece
+from torch_piecewise.ranges import UNBOUNDED, Range
+from torch_piecewise.relations import Relation
+from torch_piecewise.stitching import Runner, Stitched
+
+ANY_SIZE = Range(0, UNBOUNDED)
+"""The range of a piece that does not have the dispatch symbol: compiled once for all sizes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which sizes a program is compiled for.
+
+    Attributes:
+        dispatch: the symbol the ranges are about; None for a graph without dynamic sizes.
+        ranges: disjoint ranges of it, rising.
+        exact: single sizes that beat the range containing them.
+        symbols: every symbol whose value a call has to look up, the dispatch symbol first.
+        names: symbol -> what people call it (``input_ids.0``).
+    """
+
+    dispatch: str | None
+    ranges: tuple[Range, ...]
+    exact: tuple[int, ...] = ()
+    symbols: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+SizeKey = int | tuple[int, ...]
+"""One int where one symbol matters, else one per symbol of :attr:`Sizes.symbols`."""
+
+
+@dataclass(frozen=True)
+class PieceInfo:
+    """What a program knows of one of its pieces without its graph.
+
+    Attributes:
+        name: ``submod_N``.
+        fingerprint: structural identity; None for a piece that stays eager.
+        symbols: the piece's symbols in their order; artifacts' guards speak of them by position.
+        ranged: whether it has the dispatch symbol, so that each range compiles it anew.
+    """
+
+    name: str
+    fingerprint: str | None
+    symbols: tuple[str, ...] = ()
+    ranged: bool = False
+
+
+class Pieces:
+    """The pieces of a split graph that are no cuts.
+
+    Args:
+        infos: in graph order.
+        load: the piece itself by name; called at most once for each, and only where its graph is needed.
+    """
+
+    def __init__(self, infos: Sequence[PieceInfo], load: Callable[[str], Piece | EagerPiece]) -> None:
+        self.infos = tuple(infos)
+        self._load = load
+        self._loaded: dict[str, Piece | EagerPiece] = {}
+        self._first: dict[str, PieceInfo] = {}
+        for info in self.infos:
+            if info.fingerprint is not None:
+                self._first.setdefault(info.fingerprint, info)
+
+    @property
+    def distinct(self) -> int:
+        """How many different pieces there are to compile."""
+        return len(self._first)
+
+    def graph(self, name: str) -> GraphModule:
+        """The graph of one piece."""
+        return self.piece(name).graph
+
+    def piece(self, name: str) -> Piece | EagerPiece:
+        """One piece by name."""
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def representatives(self) -> dict[str, str]:
+        """Fingerprint -> name of the first piece that has it."""
+        return {fingerprint: info.name for fingerprint, info in self._first.items()}
+
+    def units(self, wanted: Range) -> dict[str, Unit]:
+        """For each piece to compile, the unit that serves ``wanted``."""
+        units: dict[str, Unit] = {}
+        for info in self.infos:
+            if info.fingerprint is not None:
+                name = self._first[info.fingerprint].name
+                units[info.name] = Unit(
+                    info.fingerprint, name, wanted if info.ranged else ANY_SIZE, self._compilable
+                )
+        return units
+
+    def _compilable(self, name: str) -> Piece:
+        piece = self.piece(name)
+        assert isinstance(piece, Piece)
+        return piece
+
+
+class Program:
+    """One traced graph, ready to run for every size it was compiled for.
+
+    Safe to call from several threads. ``table.lookup(key)`` is the hot path; ``find(key)`` is what a caller
+    does when that returns None.
+
+    Args:
+        stitched: the straight line, calling cut ops through the dispatcher.
+        body_of: for an op, the Python body to call instead where nothing watches the dispatcher.
+        pieces: what to compile.
+        manager: makes it ready.
+        sizes: for which sizes.
+        relations: what the trace relied on.
+        cuts: how many pieces run eagerly because they hold splitting ops.
+    """
+
+    def __init__(
+        self,
+        *,
+        stitched: Stitched,
+        body_of: Callable[[Any], Callable[..., Any] | None],
+        pieces: Pieces,
+        manager: CompilerManager,
+        sizes: Sizes,
+        relations: Sequence[Relation],
+        cuts: int,
+    ) -> None:
+        self.cuts = cuts
+        self.stitched = stitched
+        self.pieces = pieces
+        self.sizes = sizes
+        self.relations = tuple(relations)
+        self._manager = manager
+        self._lines = (stitched.replaced(body_of), stitched)
+        self._runners: dict[tuple[Range, bool], Runner] = {}
+        self._lock = threading.RLock()
+        self.table: SizeTable[SizeKey, Runner] = SizeTable(lambda key: self._resolve(key, modes=False))
+        self.mode_table: SizeTable[SizeKey, Runner] = SizeTable(lambda key: self._resolve(key, modes=True))
+
+    def prepare(self) -> None:
+        """Compile every distinct piece for every range and exact size, all at once.
+
+        Raises:
+            PieceCompileError: see :meth:`CompilerManager.prepare`.
+        """
+        wanted = [*self.sizes.ranges, *(Range(size, size) for size in self.sizes.exact)]
+        self._manager.prepare(unit for part in wanted for unit in self.pieces.units(part).values())
+
+    def values_of(self, key: SizeKey) -> dict[str, int]:
+        """The symbols' values in ``key``, by symbol."""
+        values = (key,) if isinstance(key, int) else key
+        return dict(zip(self.sizes.symbols, values, strict=False))
+
+    def _resolve(self, key: SizeKey, *, modes: bool) -> Runner:
+        sizes = self.values_of(key)
+        for relation in self.relations:
+            if not relation.holds(sizes):
+                raise self._rejected(relation, sizes)
+        with self._lock:
+            return self._runner(self._serving(sizes), sizes, modes)
+
+    def _serving(self, sizes: Mapping[str, int]) -> Range:
+        if self.sizes.dispatch is None:
+            return ANY_SIZE
+        return serving_range(sizes[self.sizes.dispatch], self.sizes.ranges, self.sizes.exact)
+
+    def _runner(self, serving: Range, sizes: Mapping[str, int], modes: bool) -> Runner:
+        ready = self._ready(serving)
+        if not self._accepted(ready, sizes) and self.sizes.dispatch is not None:
+            serving = Range(sizes[self.sizes.dispatch], sizes[self.sizes.dispatch])
+            ready = self._ready(serving)
+        if not self._accepted(ready, sizes):
+            return self._bind(ready, modes, eager=True)
+        if (serving, modes) not in self._runners:
+            self._runners[serving, modes] = self._bind(ready, modes, eager=False)
+        return self._runners[serving, modes]
+
+    def _ready(self, serving: Range) -> dict[str, Ready]:
+        units = self.pieces.units(serving)
+        ready = self._manager.prepare(units.values())
+        return {name: ready[unit.key] for name, unit in units.items()}
+
+    def _accepted(self, ready: Mapping[str, Ready], sizes: Mapping[str, int]) -> bool:
+        """Whether what the compilers relied on beside the range holds for these sizes."""
+        for info in self.pieces.infos:
+            one = ready.get(info.name)
+            if one is None or one.artifact is None or not one.artifact.guards:
+                continue
+            values = {guard_name(i): sizes[s] for i, s in enumerate(info.symbols) if s in sizes}
+            if not all(Relation(text).holds(values) for text in one.artifact.guards):
+                return False
+        return True
+
+    def _bind(self, ready: Mapping[str, Ready], modes: bool, *, eager: bool) -> Runner:
+        callables: dict[str, Callable[..., Any]] = {}
+        line = self._lines[modes]
+        for name in line.pieces:
+            one = ready.get(name)
+            callables[name] = self.pieces.graph(name).forward if eager or one is None else one.run
+        return line.bind(callables)
+
+    def _rejected(self, relation: Relation, sizes: Mapping[str, int]) -> GuardError:
+        named = {self.sizes.names.get(symbol, symbol): value for symbol, value in sizes.items()}
+        text = relation.text
+        for symbol, name in self.sizes.names.items():
+            text = text.replace(symbol, name)
+        return GuardError(
+            "The sizes of this call are outside what the program was traced for",
+            expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",
+            got=", ".join(f"{name}={value}" for name, value in named.items()),
+            hint="on_guard_failure='recompile' traces again for such sizes",
+        )

@@ -1,0 +1,101 @@
+"""Conditions on sizes that a trace or a compiler relied on, checked as plain Python."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import CodeType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One condition.
+
+    Attributes:
+        text: an expression over symbol names, as sympy prints it: ``"Eq(s0, 2*s1)"``, ``"s0 >= 3"``.
+        where: the user's line that asked, ``code  # file:line in function``, or empty.
+    """
+
+    text: str
+    where: str = ""
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """The symbols it is about."""
+        return frozenset(self._code.co_names) - _FUNCTIONS.keys()
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it holds; one about a symbol that ``sizes`` lacks counts as holding."""
+        if not self.symbols <= sizes.keys():
+            return True
+        return bool(eval(self._code, {"__builtins__": {}, **_FUNCTIONS}, dict(sizes)))
+
+    @cached_property
+    def _code(self) -> CodeType:
+        tree = _Truth().visit(ast.parse(self.text, mode="eval"))
+        return compile(ast.fix_missing_locations(tree), f"<relation {self.text}>", "eval")
+
+
+class _Truth(ast.NodeTransformer):
+    """Reads ``~x``, ``x & y`` and ``x | y`` as sympy means them: not, and, or of conditions."""
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        self.generic_visit(node)
+        return ast.UnaryOp(ast.Not(), node.operand) if isinstance(node.op, ast.Invert) else node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.op, ast.BitAnd | ast.BitOr):
+            logic: ast.boolop = ast.And() if isinstance(node.op, ast.BitAnd) else ast.Or()
+            return ast.BoolOp(logic, [node.left, node.right])
+        return node
+
+
+def _all(*conditions: Any) -> bool:
+    return all(conditions)
+
+
+def _any(*conditions: Any) -> bool:
+    return any(conditions)
+
+
+# What torch's symbolic shapes print: torch/utils/_sympy/functions.py, and sympy's own relations.
+_FUNCTIONS: dict[str, Callable[..., Any] | float] = {
+    "Eq": operator.eq,
+    "Ne": operator.ne,
+    "Ge": operator.ge,
+    "Gt": operator.gt,
+    "Le": operator.le,
+    "Lt": operator.lt,
+    "And": _all,
+    "Or": _any,
+    "Not": operator.not_,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "FloorDiv": operator.floordiv,
+    "CleanDiv": operator.floordiv,
+    "CeilDiv": lambda a, b: -(-a // b),
+    "IntTrueDiv": operator.truediv,
+    "FloatTrueDiv": operator.truediv,
+    "FloatPow": operator.pow,
+    "PowByNatural": operator.pow,
+    "ModularIndexing": lambda base, divisor, modulus: (base // divisor) % modulus,
+    "Max": max,
+    "Min": min,
+    "Abs": abs,
+    "floor": math.floor,
+    "ceiling": math.ceil,
+    "TruncToInt": math.trunc,
+    "ToFloat": float,
+    "Where": lambda condition, a, b: a if condition else b,
+    "Identity": lambda value: value,
+    "True": True,
+    "False": False,
+    "int_oo": math.inf,
+    "oo": math.inf,
+}

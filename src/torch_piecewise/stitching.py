@@ -1,0 +1,252 @@
+"""Write the straight-line function that calls the pieces in order.
+
+The source is made once per program; one function per range is made from it by binding that range's
+callables. Compiled pieces are called by name, cut ops stand in line, and every value is deleted after
+its last use, so that memory peaks where the uncompiled model's does.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import linecache
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from torch_piecewise.torch_private.ops import op_base_name
+
+Runner = Callable[..., tuple[Any, ...]]
+"""A stitched function: takes the graph's inputs in order, returns its outputs as a tuple."""
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """The straight-line program of one split graph.
+
+    Attributes:
+        source: readable Python: ``def make(...)`` returns ``run``.
+        pieces: names of the callables that :meth:`bind` wants.
+        constants: other objects that the source refers to by name.
+    """
+
+    source: str
+    pieces: tuple[str, ...]
+    constants: Mapping[str, Any] = field(repr=False)
+
+    def replaced(self, body_of: Callable[[Any], Callable[..., Any] | None]) -> Stitched:
+        """The same line with other objects behind some constants.
+
+        Args:
+            body_of: for a constant, what to call instead of it; None to keep it.
+        """
+        constants = {name: body_of(value) or value for name, value in self.constants.items()}
+        return Stitched(self.source, self.pieces, constants)
+
+    def bind(self, callables: Mapping[str, Callable[..., Any]]) -> Runner:
+        """The function for one range.
+
+        Args:
+            callables: one per name in :attr:`pieces`; each takes the piece's inputs, returns a tuple.
+        """
+        digest = hashlib.sha256(self.source.encode()).hexdigest()[:12]
+        filename = f"<torch-piecewise runner {digest}>"
+        scope = {**self.constants, **{name: callables[name] for name in self.pieces}}
+        code = compile(self.source, filename, "exec")
+        linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
+        exec(code, scope)
+        make: Callable[..., Runner] = scope["make"]
+        return make(*(scope[name] for name in (*self.pieces, *self.constants)))
+
+
+def stitch(module: GraphModule, inline: Iterable[str]) -> Stitched:
+    """Write the straight line for a split graph.
+
+    Args:
+        module: as made by ``split_graph``.
+        inline: names of the pieces whose operations stand in line (the cuts).
+    """
+    return _Writer(module, frozenset(inline)).write()
+
+
+class _Writer:
+    def __init__(self, module: GraphModule, inline: frozenset[str]) -> None:
+        self.module = module
+        self.inline = inline
+        self.names: dict[Node, str] = {}
+        self.taken: set[str] = set(dir(builtins)) | {"make", "run"}
+        self.constants: dict[str, Any] = {}
+        self.constant_names: dict[tuple[str, int], str] = {}
+        self.pieces: list[str] = []
+        self.lines: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []  # text, defines, reads
+        self.reads: list[str] = []
+
+    def write(self) -> Stitched:
+        arguments: list[str] = []
+        result = "return ()"
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                arguments.append(self._name(node))
+            elif node.op == "output":
+                self.reads = []
+                result = f"return {self._outputs(node.args[0])}"
+            elif node.op == "call_module" and str(node.target) in self.inline:
+                self._inline_piece(node)
+            elif node.op == "call_module":
+                self._call_piece(node)
+            elif not self._is_part_of_piece(node):
+                self._statement(node, self.module)
+        return self._finish(arguments, result)
+
+    # -- statements
+
+    def _call_piece(self, node: Node) -> None:
+        self.reads = []
+        piece = str(node.target)
+        self.pieces.append(piece)
+        self.taken.add(piece)
+        call = f"{piece}({', '.join(map(self._format, node.args))})"
+        results = self._part_names(node)
+        left = f"{', '.join(results)}{',' if len(results) == 1 else ''} = " if results else ""
+        self.lines.append((f"{left}{call}", tuple(results), tuple(self.reads)))
+
+    def _part_names(self, call: Node) -> list[str]:
+        count = len(call.meta["example_value"])
+        parts = {user.args[1]: user for user in call.users}
+        return [self._name(parts[i]) if i in parts else self._fresh("_unused") for i in range(count)]
+
+    @staticmethod
+    def _is_part_of_piece(node: Node) -> bool:
+        taken_from = node.args[0] if node.args else None
+        is_part = node.op == "call_function" and node.target is operator.getitem
+        return is_part and isinstance(taken_from, Node) and taken_from.op == "call_module"
+
+    def _inline_piece(self, call: Node) -> None:
+        piece = self.module.get_submodule(str(call.target))
+        assert isinstance(piece, GraphModule)
+        operands = iter(call.args)
+        parts = {user.args[1]: user for user in call.users}
+        for node in piece.graph.nodes:
+            if node.op == "placeholder":
+                operand = next(operands)
+                assert isinstance(operand, Node)
+                self.names[node] = self.names[operand]
+            elif node.op == "output":
+                for index, value in enumerate(node.args[0]):
+                    if index in parts:
+                        self.names[parts[index]] = self.names[value]
+            else:
+                self._statement(node, piece)
+
+    def _statement(self, node: Node, owner: GraphModule) -> None:
+        self.reads = []
+        text = self._expression(node, owner)
+        if node.users or node.op == "get_attr":
+            name = self._name(node)
+            self.lines.append((f"{name} = {text}", (name,), tuple(self.reads)))
+        else:
+            self.lines.append((text, (), tuple(self.reads)))
+
+    def _expression(self, node: Node, owner: GraphModule) -> str:
+        args = [self._format(arg) for arg in node.args]
+        keywords = [f"{key}={self._format(arg)}" for key, arg in node.kwargs.items()]
+        if node.op == "call_method":
+            return f"{args[0]}.{node.target}({', '.join(args[1:] + keywords)})"
+        if node.op == "get_attr":
+            value: Any = owner
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return self._constant(str(node.target).rpartition(".")[2], value)
+        if node.op == "call_module":
+            called = self._constant(str(node.target), owner.get_submodule(str(node.target)))
+            return f"{called}({', '.join(args + keywords)})"
+        if node.target is operator.getitem:
+            return f"{args[0]}[{args[1]}]"
+        called = self._constant(_label(node.target), node.target)
+        return f"{called}({', '.join(args + keywords)})"
+
+    # -- names and values
+
+    def _name(self, node: Node) -> str:
+        if node not in self.names:
+            self.names[node] = self._fresh(node.name)
+        return self.names[node]
+
+    def _fresh(self, wanted: str) -> str:
+        base = wanted if wanted.isidentifier() else "value"
+        name, count = base, 1
+        while name in self.taken:
+            name, count = f"{base}_{count}", count + 1
+        self.taken.add(name)
+        return name
+
+    def _constant(self, label: str, value: Any) -> str:
+        key = (label, id(value))
+        if key not in self.constant_names:
+            name = self._fresh(label.replace(".", "_"))
+            self.constant_names[key] = name
+            self.constants[name] = value
+        return self.constant_names[key]
+
+    def _outputs(self, value: Any) -> str:
+        if isinstance(value, tuple | list):
+            return _tuple_text(map(self._format, value))
+        return self._format(value)
+
+    def _format(self, value: Any) -> str:
+        if isinstance(value, Node):
+            self.reads.append(self._name(value))
+            return self._name(value)
+        if isinstance(value, tuple):
+            return _tuple_text(map(self._format, value))
+        if isinstance(value, list):
+            return f"[{', '.join(map(self._format, value))}]"
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key!r}: {self._format(item)}" for key, item in value.items()) + "}"
+        if isinstance(value, slice):
+            parts = (value.start, value.stop, value.step)
+            return f"slice({', '.join(map(self._format, parts))})"
+        finite = not isinstance(value, float) or value - value == 0
+        if value is None or value is Ellipsis or (isinstance(value, bool | int | float | str) and finite):
+            return "..." if value is Ellipsis else repr(value)
+        return self._constant(_label(value), value)
+
+    # -- text
+
+    def _finish(self, arguments: list[str], result: str) -> Stitched:
+        last_use: dict[str, int] = {}
+        for index, (_text, defines, reads) in enumerate(self.lines):
+            for name in (*defines, *reads):
+                last_use[name] = index
+        kept = set(self.reads)
+        body: list[str] = []
+        for index, (text, defines, reads) in enumerate(self.lines):
+            body.append(text)
+            dead = [name for name in dict.fromkeys((*reads, *defines)) if last_use[name] == index]
+            dead = [name for name in dead if name not in kept]
+            if dead:
+                body.append(f"del {', '.join(dead)}")
+        parameters = ", ".join((*dict.fromkeys(self.pieces), *self.constants))
+        lines = [
+            f"def make({parameters}):",
+            f"    def run({', '.join(arguments)}):",
+            *(f"        {line}" for line in (*body, result)),
+            "    return run",
+        ]
+        return Stitched("\n".join(lines) + "\n", tuple(dict.fromkeys(self.pieces)), self.constants)
+
+
+def _tuple_text(items: Iterable[str]) -> str:
+    parts = list(items)
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+
+
+def _label(target: Any) -> str:
+    op = op_base_name(target)
+    if op is not None:
+        return op.replace("::", "_")
+    name = getattr(target, "__name__", None) or type(target).__name__
+    return name if name.isidentifier() else "constant"

@@ -1,0 +1,189 @@
+"""One whole-graph Dynamo trace, and what it says about itself."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._dynamo import bytecode_transformation as bytecode
+from torch._dynamo import convert_frame
+from torch._dynamo.exc import UncapturedHigherOrderOpError, Unsupported, UserError
+from torch._dynamo.utils import dynamo_timed, get_metrics_context
+from torch.fx import GraphModule
+from torch.fx.experimental import _config as shape_config
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
+
+from torch_piecewise.convention import TAIL_ARGUMENT
+from torch_piecewise.torch_private.settings import patched
+
+GraphBreak = (Unsupported, UncapturedHigherOrderOpError, UserError)
+"""What Dynamo raises where it would have to break a graph that must be whole (2.11, 2.13)."""
+
+ShapeError = ConstraintViolationError
+"""What a trace raises where a dim marked as dynamic turns out to be fixed (2.11, 2.13)."""
+
+
+@dataclass(frozen=True)
+class InputGuard:
+    """Something Dynamo read while tracing, and how it looked at it.
+
+    Attributes:
+        path: Python expression over ``L`` (the frame's locals) and ``G`` (its globals).
+        kind: name of Dynamo's guard (``TENSOR_MATCH``, ``CONSTANT_MATCH``, ...).
+    """
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class RawCapture:
+    """One whole-graph Dynamo trace.
+
+    Attributes:
+        graph: the traced graph; parameters and buffers are inputs.
+        sources: for each graph input, the expression that finds it, over ``L`` and ``G``.
+        fakes: for each graph input, its fake tensor, SymInt or plain value.
+        shape_env: symbols, their ranges and the guards on them.
+        guards: everything the trace read.
+        tail: code that turns the graph's outputs into the call's result and replays side effects;
+            takes the frame's arguments with one more, ``graph_outputs``, after the positional ones.
+        tail_imports: alias -> module name, globals the tail needs beside the traced function's own.
+        argument_names: the traced code's parameters, in ``co_varnames`` order.
+        tail_builtins: names under which the tail expects the dict of builtins.
+        traced: the traced function.
+        traced_code: every code object that was inlined.
+    """
+
+    graph: GraphModule
+    sources: tuple[str, ...]
+    fakes: tuple[Any, ...]
+    shape_env: ShapeEnv
+    guards: tuple[InputGuard, ...]
+    tail: types.CodeType
+    tail_imports: Mapping[str, str]
+    argument_names: tuple[str, ...]
+    tail_builtins: tuple[str, ...]
+    traced: types.FunctionType
+    traced_code: tuple[types.CodeType, ...]
+
+
+class NoGraph(Exception):
+    """The traced function has no tensor operation at all."""
+
+
+def capture_fullgraph(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    shape_settings: Mapping[str, Any],
+    dynamo_settings: Mapping[str, Any],
+) -> RawCapture:
+    """Trace ``function(*args, **kwargs)`` as one graph without running it.
+
+    Uses ``torch._dynamo.convert_frame.fullgraph_capture`` (2.11, 2.13), the door that torch's own
+    ``aot_compile`` and strict export use; https://github.com/pytorch/pytorch/issues/154703.
+
+    Args:
+        shape_settings: patches for ``torch.fx.experimental._config`` during the trace.
+        dynamo_settings: patches for ``torch._dynamo.config`` during the trace.
+
+    Raises:
+        GraphBreak: Dynamo cannot trace it whole.
+        NoGraph: there is nothing to compile.
+    """
+    with (
+        get_metrics_context(),
+        dynamo_timed("torch_piecewise.capture"),
+        patched(shape_config, shape_settings),
+        patched(torch._dynamo.config, dynamo_settings),
+    ):
+        output = convert_frame.fullgraph_capture(function, args, kwargs)
+    backend_input = output.backend_input
+    if backend_input is None:
+        raise NoGraph
+    frame = output.graph_capture_output
+    graph: GraphModule = backend_input.graph_module
+    shape_env = backend_input.fake_mode.shape_env
+    assert shape_env is not None
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    tail = _tail_of(frame.bytecode, backend_input.backend_id)
+    traced, _self = convert_frame.get_traced_fn(function)
+    tail_names = set(tail.co_names)
+    return RawCapture(
+        graph=graph,
+        sources=tuple(node._dynamo_source.name for node in placeholders),
+        fakes=tuple(node.meta["example_value"] for node in placeholders),
+        shape_env=shape_env,
+        guards=tuple(
+            InputGuard(guard.name, guard.inner_create_fn().__name__)
+            for guard in sorted(frame.output_graph.guards)
+        ),
+        tail=tail,
+        tail_imports={k: v for k, v in frame.import_sources.items() if k in tail_names},
+        argument_names=_argument_names(frame.bytecode),
+        tail_builtins=tuple(name for name in tail_names if name.startswith("__builtins_dict__")),
+        traced=traced,
+        traced_code=tuple(frame.traced_code),
+    )
+
+
+def _argument_names(code: types.CodeType) -> tuple[str, ...]:
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
+    return code.co_varnames[:count]
+
+
+def _tail_of(code: types.CodeType, backend_id: str) -> types.CodeType:
+    """What Dynamo's bytecode does after it called the compiled graph, as code of its own.
+
+    The part before (loading inputs from their sources) is ours to generate: it is where a call's time
+    goes. Uses ``torch._dynamo.bytecode_transformation`` (2.11, 2.13).
+    """
+
+    def cut(instructions: list[Any], options: dict[str, Any]) -> None:
+        start = next(
+            i
+            for i, step in enumerate(instructions)
+            if step.opname == "LOAD_GLOBAL" and step.argval == backend_id
+        )
+        end = next(
+            i
+            for i in range(start, len(instructions))
+            if instructions[i].opname == "STORE_FAST" and str(instructions[i].argval).startswith("graph_out")
+        )
+        instructions[start:end] = [bytecode.create_instruction("LOAD_FAST", argval=TAIL_ARGUMENT)]
+        position = options["co_argcount"]
+        names = list(options["co_varnames"])
+        names.insert(position, TAIL_ARGUMENT)
+        options["co_varnames"] = tuple(names)
+        options["co_argcount"] = position + 1
+        options["co_nlocals"] = len(names)
+
+    return bytecode.transform_code_object(code, cut)[0]
+
+
+def mark_dynamic(tensor: torch.Tensor, dim: int) -> None:
+    """Mark one dim of ``tensor`` as dynamic for the next trace (``torch._dynamo.mark_dynamic``)."""
+    torch._dynamo.mark_dynamic(tensor, dim)
+
+
+def mark_unbacked(tensor: torch.Tensor, dim: int) -> None:
+    """Mark one dim of ``tensor`` as of unknown size for the next trace."""
+    torch._dynamo.decorators.mark_unbacked(tensor, dim)
+
+
+def graph_break_details(error: BaseException) -> tuple[str, str, str]:
+    """Reason, hints and place of a graph break (``torch._dynamo.exc.Unsupported``)."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    explanation = next((x.partition(":")[2].strip() for x in lines if x.startswith("Explanation:")), "")
+    hints = [x.partition(":")[2].strip() for x in lines if x.startswith("Hint:")]
+    stack = list(getattr(error, "real_stack", None) or ())
+    where = f"{stack[-1].filename}:{stack[-1].lineno} ({stack[-1].line})" if stack else ""
+    reason = ": ".join(part for part in (lines[0] if lines else type(error).__name__, explanation) if part)
+    return reason, " ".join(hints), where

@@ -1,0 +1,57 @@
+"""Inductor. Importing it costs a second that a start with the eager compiler or a bundle does not owe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch._inductor
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.standalone_compile import AOTCompiledArtifact
+from torch.compiler import config as compiler_config
+from torch.fx import GraphModule
+
+from torch_piecewise.torch_private.fake_inputs import FakeInputs, compile_under
+from torch_piecewise.torch_private.settings import patched
+
+
+def inductor_standalone(
+    graph: GraphModule, fakes: FakeInputs, *, patches: Mapping[str, Any], cache_tag: str
+) -> bytes:
+    """Compile with ``torch._inductor.standalone_compile(aot=True)`` (2.11, 2.13) and serialise.
+
+    Args:
+        cache_tag: set into torch's own cache keys: its graph cache does not hold the symbols' bounds, so
+            that ranges of one piece would meet there (measured on 2.13).
+    """
+    with compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
+        artifact = torch._inductor.standalone_compile(
+            graph,
+            list(fakes.values),
+            dynamic_shapes="from_tracing_context",
+            aot=True,
+            options={"config_patches": dict(patches)},
+        )
+    assert isinstance(artifact, AOTCompiledArtifact)
+    return artifact.serialize()
+
+
+def load_inductor_standalone(payload: bytes) -> Callable[..., tuple[Any, ...]]:
+    """The callable of :func:`inductor_standalone`'s bytes.
+
+    ``AOTCompiledArtifact.deserialize`` unpickles: callers verify the bytes' digest first.
+    """
+    run: Callable[..., tuple[Any, ...]] = AOTCompiledArtifact.deserialize(payload).inner_fn.compiled_fn
+    return run
+
+
+def inductor_in_memory(
+    graph: GraphModule, fakes: FakeInputs, *, patches: Mapping[str, Any], cache_tag: str
+) -> Callable[..., tuple[Any, ...]]:
+    """Compile with ``torch._inductor.compile_fx.compile_fx`` (2.11, 2.13); supports gradients."""
+    with compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
+        run: Any = compile_fx(copy.deepcopy(graph), list(fakes.values), config_patches=dict(patches))
+    compiled: Callable[..., tuple[Any, ...]] = run
+    return compiled

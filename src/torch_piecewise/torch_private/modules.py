@@ -1,0 +1,47 @@
+"""Modules and calls: the slot that ``nn.Module.compile()`` fills, and what is active around a call.
+
+``nn.Module.__call__`` reads ``_compiled_call_impl``; torch leaves it out of pickles and copies, and it is
+no part of ``state_dict``. 2.11 and 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+
+def compiled_call(module: Module) -> Callable[..., Any] | None:
+    """What runs instead of ``module``'s own forward, if anything."""
+    return module._compiled_call_impl
+
+
+def set_compiled_call(module: Module, call: Callable[..., Any] | None) -> None:
+    """Run ``call`` for ``module(...)``; None gives the module its own forward back."""
+    module._compiled_call_impl = call
+
+
+def traceable_call(module: Module) -> Callable[..., Any]:
+    """The bound method to trace for ``module(...)``: ``forward``, or the hook-running call around it."""
+    own_hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    own_call = type(module).__call__ is not Module.__call__
+    if own_call or any(own_hooks):
+        return module._call_impl
+    return module.forward
+
+
+def is_dynamo_compiling() -> bool:
+    """Whether this code runs under a Dynamo trace."""
+    return torch.compiler.is_dynamo_compiling()
+
+
+def dispatch_modes_active() -> bool:
+    """Whether a ``TorchDispatchMode`` or functorch transform would want to see operator calls."""
+    return torch._C._len_torch_dispatch_stack() > 0

@@ -1,0 +1,103 @@
+"""Nodes of traced graphs: their fake values, ops and source lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from torch_piecewise.torch_private.shapes import dim_text
+
+
+def example_value(node: Node) -> Any:
+    """The fake value of a node: Dynamo keeps it as ``example_value``, AOTAutograd as ``val``."""
+    meta = node.meta
+    return meta["example_value"] if "example_value" in meta else meta.get("val")
+
+
+def ensure_example_values(graph: GraphModule, example_inputs: Sequence[Any]) -> None:
+    """Give every node an example value where the graph has none (a plain FX trace)."""
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    if all("example_value" in node.meta or "val" in node.meta for node in placeholders):
+        return
+    fakes = [value for value in example_inputs if isinstance(value, FakeTensor)]
+    mode = fakes[0].fake_mode if fakes else FakeTensorMode(shape_env=ShapeEnv())
+    FakeTensorProp(graph, mode).propagate(*example_inputs)
+
+
+def placeholder_facts(graph: GraphModule) -> tuple[list[str], list[Any], ShapeEnv | None]:
+    """Source text, fake value of each placeholder, and the ``ShapeEnv`` of their symbols if any."""
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    fakes = [example_value(node) for node in placeholders]
+    sources = [
+        node._dynamo_source.name if getattr(node, "_dynamo_source", None) is not None else node.name
+        for node in placeholders
+    ]
+    for fake in fakes:
+        parts = (*fake.shape, *fake.stride()) if _is_strided(fake) else (fake,)
+        for part in parts:
+            if isinstance(part, torch.SymInt):
+                return sources, fakes, part.node.shape_env
+    return sources, fakes, None
+
+
+def _is_strided(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
+
+
+def flat_symbol_readers(fakes: Sequence[Any]) -> dict[str, str]:
+    """For each symbol, how to read it from the graph's inputs ``args``."""
+    readers: dict[str, str] = {}
+    for index, fake in enumerate(fakes):
+        if isinstance(fake, torch.SymInt):
+            readers[str(dim_text(fake))] = f"args[{index}]"
+    for index, fake in enumerate(fakes):
+        if isinstance(fake, torch.Tensor):
+            for dim, size in enumerate(fake.shape):
+                readers.setdefault(str(dim_text(size)), f"args[{index}].size({dim})")
+    return readers
+
+
+def storage_key(value: torch.Tensor) -> int | None:
+    """A number that two fake tensors share exactly when they share memory; None where there is none."""
+    if value.layout is not torch.strided:
+        return None
+    return int(value.untyped_storage()._cdata)
+
+
+def source_line(error: BaseException, graph: GraphModule) -> tuple[str, str]:
+    """Which op of ``graph`` a compiler's error is about, and the user's line it came from.
+
+    Inductor's lowering errors carry the op (``LoweringException``, 2.11 and 2.13); where nothing tells,
+    the piece's last operation stands for it.
+    """
+    operations = [n for n in graph.graph.nodes if n.op in ("call_function", "call_method", "call_module")]
+    if not operations:
+        return "none", "an unknown line"
+    text = str(error)
+    named = [n for n in operations if _target_label(n) in text]
+    node = named[0] if named else operations[-1]
+    return _target_label(node), user_line(node)
+
+
+def _target_label(node: Node) -> str:
+    target = node.target
+    return str(target) if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def user_line(node: Node) -> str:
+    """``file:line (code)`` of the user's line that made ``node``."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    files = [index for index, line in enumerate(lines) if line.startswith("File ")]
+    if not files:
+        return "an unknown line"
+    last = files[-1]
+    parts = lines[last].split('"')
+    number = lines[last].split("line ")[-1].split(",")[0]
+    code = f" ({lines[last + 1]})" if last + 1 < len(lines) else ""
+    return f"{parts[1]}:{number}{code}"

@@ -1,0 +1,177 @@
+"""Symbolic shapes: reading a trace's symbols and what it relied on.
+
+``ShapeEnv`` and the nodes behind ``SymInt`` are private in all versions (2.11, 2.13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, is_symbolic
+from torch.utils._sympy import functions as sympy_functions
+
+from torch_piecewise.piece import ConstantSpec, Dim, InputSpec, IntSpec, Symbol, TensorSpec
+from torch_piecewise.ranges import UNBOUNDED
+
+__all__ = ["ShapeEnv"]
+
+
+def dim_text(value: Any) -> Dim:
+    """A size as a number, or as the text of its expression."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    expression = value.node.shape_env.simplify(value.node.expr)
+    return int(expression) if expression.is_number else str(expression)
+
+
+def is_symbolic_int(value: Any) -> bool:
+    """Whether ``value`` is a ``SymInt`` that is not known to be one number."""
+    return isinstance(value, torch.SymInt) and is_symbolic(value) and isinstance(dim_text(value), str)
+
+
+def describe_input(value: Any) -> InputSpec | None:
+    """Describe one graph input by values; None where it cannot be (sparse, subclass, script object)."""
+    if isinstance(value, torch.SymInt) or (isinstance(value, int) and not isinstance(value, bool)):
+        return IntSpec(dim_text(value))
+    if isinstance(value, float | bool | str | None):
+        return ConstantSpec(value)
+    plain = isinstance(value, torch.Tensor) and type(value) in (FakeTensor, torch.Tensor, torch.nn.Parameter)
+    if not plain or value.layout is not torch.strided or value.is_quantized or value.is_complex():
+        return None
+    return TensorSpec(
+        dtype=value.dtype,
+        device=value.device,
+        size=tuple(dim_text(size) for size in value.shape),
+        stride=tuple(dim_text(stride) for stride in value.stride()),
+        storage_offset=dim_text(value.storage_offset()),
+        requires_grad=value.requires_grad,
+    )
+
+
+def symbols_in(texts: Sequence[Dim], shape_env: ShapeEnv) -> tuple[Symbol, ...]:
+    """The symbols that ``texts`` mention, in order of first mention."""
+    known = {str(symbol): symbol for symbol in shape_env.var_to_range}
+    found: dict[str, Symbol] = {}
+    for text in texts:
+        if isinstance(text, int):
+            continue
+        for symbol in sorted(sympy.sympify(text, locals=known).free_symbols, key=str):
+            found.setdefault(str(symbol), _symbol(symbol, shape_env))
+    return tuple(found.values())
+
+
+def _symbol(symbol: sympy.Symbol, shape_env: ShapeEnv) -> Symbol:
+    bounds = shape_env.var_to_range[symbol]
+    hint = hint_of(shape_env, symbol)
+    upper = bounds.upper
+    return Symbol(
+        name=str(symbol),
+        lower=max(int(bounds.lower), 0),
+        upper=int(upper) if upper.is_Integer and int(upper) < UNBOUNDED else UNBOUNDED,
+        hint=max(int(bounds.lower), 0) if hint is None else hint,
+        backed=hint is not None,
+    )
+
+
+def hint_of(shape_env: ShapeEnv, symbol: sympy.Symbol) -> int | None:
+    """The size that ``symbol`` had in the trace; None for one that depends on data."""
+    # ``var_to_val`` became ``backed_var_to_val`` between 2.11 and 2.13.
+    values = getattr(shape_env, "backed_var_to_val", None)
+    if values is None:
+        values = shape_env.var_to_val
+    return int(values[symbol]) if symbol in values else None
+
+
+def shape_relations(shape_env: ShapeEnv) -> tuple[tuple[str, str], ...]:
+    """The trace's shape guards as ``(expression text, user source line)``, ranges included."""
+    relations = [
+        (str(guard.expr), _location(guard)) for guard in shape_env.guards if not _is_framework_zero_one(guard)
+    ]
+    for symbol, bounds in shape_env.var_to_range.items():
+        if symbol in shape_env.replacements:
+            continue
+        if bounds.lower.is_Integer and int(bounds.lower) > 0:
+            relations.append((f"{symbol} >= {int(bounds.lower)}", ""))
+        if bounds.upper.is_Integer and int(bounds.upper) < UNBOUNDED:
+            relations.append((f"{symbol} <= {int(bounds.upper)}", ""))
+    for symbol, value in shape_env.replacements.items():
+        relations.append((f"Eq({symbol}, {value})", ""))
+    return tuple(dict.fromkeys(relations))
+
+
+def _is_framework_zero_one(guard: Any) -> bool:
+    """Whether torch itself, not the model, asked if a size is 0 or 1 while it computed a fake result.
+
+    Such a question decides the strides of an intermediate result's dims of that size at most; the operation
+    itself runs later with the true size.
+    """
+    expression = guard.expr
+    asks = isinstance(expression, sympy.Ne) and {sympy.S.Zero, sympy.S.One} & {expression.lhs, expression.rhs}
+    frame = guard.sloc.framework_loc
+    place = getattr(frame, "filename", frame) or ""
+    return bool(asks) and bool(place) and "_dynamo" not in place
+
+
+def _location(guard: Any) -> str:
+    """``file:line in function`` of the user's code behind a shape guard, or empty."""
+    return (guard.sloc.maybe_user_loc or "").strip("# ")
+
+
+def parse(text: str, symbols: Mapping[str, sympy.Symbol]) -> sympy.Basic:
+    """The expression that ``text`` spells, with these symbols for these names."""
+    names = {name: getattr(sympy_functions, name) for name in sympy_functions.__all__}
+    names |= {"Eq": sympy.Eq, "Ne": sympy.Ne, "Mod": sympy_functions.Mod}
+    return sympy.sympify(text, locals={**names, **symbols})
+
+
+def symbol_names(value: Any) -> frozenset[str]:
+    """Names of the free symbols in a fake tensor's sizes, strides and offset, or in a ``SymInt``."""
+    if isinstance(value, torch.Tensor):
+        parts = [*value.shape]
+        if value.layout is torch.strided:
+            parts += [*value.stride(), value.storage_offset()]
+    else:
+        parts = [value]
+    names: set[str] = set()
+    for part in parts:
+        if isinstance(part, torch.SymInt):
+            expression = part.node.shape_env.simplify(part.node.expr)
+            names |= {str(symbol) for symbol in expression.free_symbols}
+    return frozenset(names)
+
+
+def symbol_sources(shape_env: ShapeEnv, sources: Sequence[str], fakes: Sequence[Any]) -> dict[str, str]:
+    """For each symbol, an expression over ``L`` that reads its value from a call's arguments."""
+    # A symbol's own source first: sizes that turned out equal show one symbol in the fake tensors.
+    found = {str(symbol): known[0].name for symbol, known in shape_env.var_to_sources.items() if known}
+    for source, fake in zip(sources, fakes, strict=True):
+        if not isinstance(fake, torch.Tensor):
+            continue
+        for dim, size in enumerate(fake.shape):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                found.setdefault(str(size.node.expr), f"{source}.size()[{dim}]")
+    for source, fake in zip(sources, fakes, strict=True):
+        if isinstance(fake, torch.SymInt) and fake.node.expr.is_Symbol:
+            found.setdefault(str(fake.node.expr), source)
+    return found
+
+
+def assume_equal(shape_env: ShapeEnv, first: Any, second: Any) -> None:
+    """Let two sizes of a trace be one from here on."""
+    if isinstance(first, torch.SymInt) and isinstance(second, torch.SymInt):
+        relation = sympy.Eq(shape_env.simplify(first.node.expr), shape_env.simplify(second.node.expr))
+        if relation not in (sympy.true, sympy.false):
+            shape_env.evaluate_expr(relation)
+
+
+def where_fixed(shape_env: ShapeEnv, number: int) -> str:
+    """The user's line at which a size became ``number``, if the trace knows."""
+    for guard in shape_env.guards:
+        equal = isinstance(guard.expr, sympy.Eq) and number in (guard.expr.lhs, guard.expr.rhs)
+        if equal and (place := _location(guard)):
+            return place
+    return ""

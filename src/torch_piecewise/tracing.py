@@ -1,0 +1,65 @@
+"""From a call to an entry: trace, build the program, write down the calling convention."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch_piecewise.backend import Workshop
+from torch_piecewise.capture import capture
+from torch_piecewise.config import Config
+from torch_piecewise.dynamic_dims import Dims
+from torch_piecewise.entry import CallShape, Entry
+from torch_piecewise.events import Bus, GraphCaptured
+from torch_piecewise.input_guards import convention_of
+from torch_piecewise.torch_private.shapes import describe_input
+
+
+class Tracer:
+    """Makes an entry for each kind of call of one callable.
+
+    Args:
+        function: what to trace: a function or bound method.
+        owner: the module or object it is bound to; None for a plain function.
+        dims: which dims of its arguments are dynamic.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], owner: Any, dims: Dims, config: Config, bus: Bus
+    ) -> None:
+        self._function = function
+        self._owner = owner
+        self._dims = dims
+        self._config = config
+        self._bus = bus
+        self._workshop = Workshop(config, bus)
+
+    def trace(self, bound: inspect.BoundArguments) -> Entry:
+        """Trace and compile for calls like ``bound``."""
+        with self._bus.phase("trace"):
+            captured = capture(self._function, bound, self._dims, self._config)
+        raw = captured.raw
+        self._bus.emit(GraphCaptured(nodes=len(raw.graph.graph.nodes)))
+        program = self._workshop.build(
+            raw.graph,
+            shape_env=raw.shape_env,
+            relations=captured.relations,
+            dispatch=captured.dispatch,
+            symbols=captured.symbols,
+        )
+        bound.apply_defaults()
+        owner_name = raw.argument_names[0] if self._owner is not None else None
+        frame = {**bound.arguments, **closure_values(raw.traced)}
+        if owner_name is not None:
+            frame[owner_name] = self._owner
+        specs = [describe_input(fake) for fake in raw.fakes]
+        shape = CallShape(bound.signature, self._owner, raw.traced)
+        return Entry(convention_of(raw, owner_name, frame, specs), shape, program)
+
+
+def closure_values(function: types.FunctionType) -> dict[str, Any]:
+    """The closed-over variables of ``function``, by name, as they are now."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {name: cell.cell_contents for name, cell in cells}
