@@ -106,24 +106,30 @@ def test_a_dotted_name_of_a_class_takes_options():
         ),
         (
             "no_such_package.passes.Fuse",
-            "The pass 'no_such_package.passes.Fuse' does not exist\n"
-            "  expected: a module 'no_such_package.passes' that can be imported\n"
-            "  got: no such module\n"
-            "  to do: check the spelling, and that its folder is on the module search path",
+            (
+                "The pass 'no_such_package.passes.Fuse' does not exist\n"
+                "  expected: a module 'no_such_package.passes' that can be imported\n"
+                "  got: no such module\n"
+                "  to do: check the spelling, and that its folder is on the module search path"
+            ),
         ),
         (
             "torch_piecewise.passes.base.Fuse",
-            "The pass 'torch_piecewise.passes.base.Fuse' does not exist\n"
-            "  expected: an attribute 'Fuse' of torch_piecewise.passes.base\n"
-            "  got: torch_piecewise.passes.base without it\n"
-            "  to do: check the spelling; the name is package.module.Name",
+            (
+                "The pass 'torch_piecewise.passes.base.Fuse' does not exist\n"
+                "  expected: an attribute 'Fuse' of torch_piecewise.passes.base\n"
+                "  got: torch_piecewise.passes.base without it\n"
+                "  to do: check the spelling; the name is package.module.Name"
+            ),
         ),
         (
             "torch_piecewise.passes.base.GraphPass.Fuse",
-            "The pass 'torch_piecewise.passes.base.GraphPass.Fuse' does not exist\n"
-            "  expected: an attribute 'Fuse' of torch_piecewise.passes.base.GraphPass\n"
-            "  got: torch_piecewise.passes.base.GraphPass without it\n"
-            "  to do: check the spelling; the name is package.module.Name",
+            (
+                "The pass 'torch_piecewise.passes.base.GraphPass.Fuse' does not exist\n"
+                "  expected: an attribute 'Fuse' of torch_piecewise.passes.base.GraphPass\n"
+                "  got: torch_piecewise.passes.base.GraphPass without it\n"
+                "  to do: check the spelling; the name is package.module.Name"
+            ),
         ),
     ],
 )

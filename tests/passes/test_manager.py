@@ -21,7 +21,7 @@ from torch_piecewise.passes.function import FunctionPass
 from torch_piecewise.passes.manager import EVERY_SIZE, PassManager
 from torch_piecewise.passes.noop_elimination import NoopElimination
 from torch_piecewise.ranges import Range
-from torch_piecewise.torch_private_passes_inductor import POST_GRAD_HOOK, InductorGraphPass
+from torch_piecewise.torch_private.inductor_pass import POST_GRAD_HOOK, InductorGraphPass
 
 from .graphs import lines, text_of
 
@@ -209,8 +209,10 @@ HINT = (
         (
             breaks,
             "left a broken graph",
-            "Argument 'sin' of Node 'cos' was used before it has been defined! "
-            "Please check that Nodes in the graph are topologically ordered",
+            (
+                "Argument 'sin' of Node 'cos' was used before it has been defined! "
+                "Please check that Nodes in the graph are topologically ordered"
+            ),
         ),
         (drops_output, "left a broken graph", "its outputs had the structure (*) and have ()"),
         (drops_input, "left a broken graph", "its inputs were (x) and are ()"),
@@ -386,29 +388,38 @@ def test_a_pass_added_after_configuring_runs_before_the_closing_ones():
     [
         (
             {"pass_config": {"fuse": True}},
-            "pass_config names a pass that there is not\n"
-            "  expected: one of noop_elimination, defunctionalize\n"
-            "  got: fuse",
+            (
+                "pass_config names a pass that there is not\n"
+                "  expected: one of noop_elimination, defunctionalize\n"
+                "  got: fuse"
+            ),
         ),
         (
             {"pass_config": {"noop_elimination": "yes"}},
-            "pass_config has a value for noop_elimination that it cannot have\n"
-            "  expected: True, False, or a mapping of the pass's options\n"
-            "  got: 'yes' (str)",
+            (
+                "pass_config has a value for noop_elimination that it cannot have\n"
+                "  expected: True, False, or a mapping of the pass's options\n"
+                "  got: 'yes' (str)"
+            ),
         ),
         (
             {"inductor_passes": {"joint_custom_pre_pass": nothing}},
-            "inductor_passes cannot have a pass named joint_custom_pre_pass\n"
-            "  expected: any other name: these passes all run at the post-grad hook\n"
-            "  got: 'joint_custom_pre_pass'\n"
-            "  to do: for another hook of Inductor's put the pass under its key in inductor_compile_config",
+            (
+                "inductor_passes cannot have a pass named joint_custom_pre_pass\n"
+                "  expected: any other name: these passes all run at the post-grad hook\n"
+                "  got: 'joint_custom_pre_pass'\n"
+                "  to do: for another hook of Inductor's put the pass under its key "
+                "in inductor_compile_config"
+            ),
         ),
         (
             {"inductor_passes": {"defunctionalize": nothing}},
-            "inductor_passes cannot have a pass named defunctionalize\n"
-            "  expected: any other name: these passes all run at the post-grad hook\n"
-            "  got: 'defunctionalize'\n"
-            "  to do: rename it, or switch the built-in pass by pass_config",
+            (
+                "inductor_passes cannot have a pass named defunctionalize\n"
+                "  expected: any other name: these passes all run at the post-grad hook\n"
+                "  got: 'defunctionalize'\n"
+                "  to do: rename it, or switch the built-in pass by pass_config"
+            ),
         ),
     ],
 )

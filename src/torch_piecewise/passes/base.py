@@ -55,10 +55,10 @@ class GraphPass(ABC):
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def uuid(self) -> str:
-        """What the pass does, as a digest: the source of its class and of all classes it derives from, its
-        fields, and every function, class and constant that these name, again and again.
+        """What the pass does, as a digest that is the same in every process and does not hold the range.
 
-        The same in every process. Does not hold the range.
+        Made of the source of its class and of all classes it derives from, its fields, and every function,
+        class and constant that these name, again and again.
 
         Raises:
             FingerprintError: some of that has no stable identity.
@@ -74,8 +74,10 @@ class GraphPass(ABC):
         return identity_of(self, what=f"The pass {self.name}", stop_at=(GraphPass, ABC))
 
     def reads_range(self) -> bool:
-        """Whether what the pass writes may depend on the range: its code asks for the pass context, or
-        cannot be looked into."""
+        """Whether what the pass writes may depend on the range.
+
+        It may if its code asks for the pass context, or cannot be looked into.
+        """
         asked = f"{get_pass_context.__module__}.{get_pass_context.__qualname__}"
         try:
             return asked in self.identity().names

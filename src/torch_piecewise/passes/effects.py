@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from torch_piecewise.torch_private_passes import (
+from torch_piecewise.torch_private.passes import (
     HigherOrderOperator,
     alias_sets,
     is_overload,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from torch_piecewise.torch_private_passes import OpOverload, is_overload, run_fake, schema_of, writes
+from torch_piecewise.torch_private.passes import OpOverload, is_overload, run_fake, schema_of, writes
 
 _aten = torch.ops.aten
 

@@ -35,7 +35,7 @@ import torch
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.passes.ownership import Ownership, top_of
 from torch_piecewise.passes.references import references
-from torch_piecewise.torch_private_passes import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch_piecewise.torch_private.passes import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 _PLAIN = (type(None), type(Ellipsis), bool, int, float, complex, str, bytes)
 _SPELLED = (

@@ -20,7 +20,7 @@ from torch_piecewise.passes.function import InductorPass, PassLike, as_pass
 from torch_piecewise.passes.noop_elimination import NoopElimination
 from torch_piecewise.passes.run import PassRun
 from torch_piecewise.ranges import UNBOUNDED, Range
-from torch_piecewise.torch_private_passes_inductor import (
+from torch_piecewise.torch_private.inductor_pass import (
     OTHER_HOOKS,
     POST_GRAD_HOOK,
     InductorGraphPass,

@@ -19,7 +19,9 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class NoopElimination(GraphPass):
-    """Replaces by its input each
+    """Replaces calls that give back their input by that input.
+
+    These are
 
     - ``view``, ``reshape``, ``_unsafe_view`` and ``expand`` to the shape the input has,
     - ``slice`` from the start to the end (or beyond it) in steps of one,

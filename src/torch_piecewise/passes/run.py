@@ -102,7 +102,7 @@ def _attempt(
     """The number of matches; or what the pass did wrong, in two halves of a sentence; and why."""
     try:
         matches = graph_pass(graph)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever a pass raises, it is to be named
         return None, ("raised an error", f"{type(error).__name__}: {error}"), error
     if matches is not None and not isinstance(matches, int):
         deed = "returned neither a number of matches nor None"
@@ -114,6 +114,6 @@ def _undone(before: Snapshot) -> str:
     """Put the graph back; says what state it is in."""
     try:
         before.restore()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - what the pass did wrong must be told in any case
         return f"the graph could not be put back ({type(error).__name__}: {error}), so do not use it"
     return "mend the pass; the graph is again what it was before it, and debug_dump_path shows both as text"

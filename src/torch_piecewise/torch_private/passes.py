@@ -31,8 +31,10 @@ def writes(argument: torch.Argument) -> bool:
 
 
 def alias_sets(argument: torch.Argument) -> frozenset[str]:
-    """The names of the alias sets an argument or result is in: ``{"a"}`` for ``Tensor(a!)``, ``{"*"}`` for
-    any, none for a fresh value."""
+    """The names of the alias sets an argument or result is in.
+
+    ``{"a"}`` for ``Tensor(a!)``, ``{"*"}`` for any set, none for a fresh value.
+    """
     info = argument.alias_info
     if info is None:
         return frozenset()

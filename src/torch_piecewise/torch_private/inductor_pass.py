@@ -1,6 +1,6 @@
 """Private names of Inductor that the pass manager needs.
 
-Apart from ``torch_private_passes`` because importing this module imports ``torch._inductor`` and
+Apart from ``torch_private.passes`` because importing this module imports ``torch._inductor`` and
 ``torch._dynamo``, which takes about a second.
 """
 
