@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torch_piecewise.cache_key.base import Ingredient
 from torch_piecewise.cache_key.code import class_digest, class_values, goes_by_name, name_of
-from torch_piecewise.cache_key.values import OPAQUE, Describer
+from torch_piecewise.cache_key.plain import OPAQUE
+from torch_piecewise.cache_key.values import Describer
 from torch_piecewise.torch_private_store import module_bookkeeping, module_hooks, registered_children
 
 LABELS = frozenset(
@@ -153,7 +155,9 @@ class _Span:
 
 def _span(tensor: torch.Tensor, name: str) -> _Span | None:
     """The bytes from ``start`` up to ``end`` that a tensor reaches; None where it has none to ask for."""
-    if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.numel() == 0:
+    if is_lazy(tensor) or tensor.layout != torch.strided or tensor.device.type == "meta":
+        return None
+    if tensor.numel() == 0:
         return None
     try:
         start = tensor.data_ptr()
