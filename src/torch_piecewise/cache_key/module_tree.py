@@ -14,7 +14,7 @@ from torch_piecewise.cache_key.base import Ingredient
 from torch_piecewise.cache_key.code import class_digest, class_values, goes_by_name, name_of
 from torch_piecewise.cache_key.plain import OPAQUE
 from torch_piecewise.cache_key.values import Describer
-from torch_piecewise.torch_private_store import module_bookkeeping, module_hooks, registered_children
+from torch_piecewise.torch_private.store import module_bookkeeping, module_hooks, registered_children
 
 LABELS = frozenset(
     {

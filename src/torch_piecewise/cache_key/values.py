@@ -22,7 +22,7 @@ from torch_piecewise.cache_key.plain import (
     tensor_text,
     worth_of,
 )
-from torch_piecewise.torch_private_store import operator_name
+from torch_piecewise.torch_private.store import operator_name
 
 Value = Scalar | tuple[Ingredient, ...]
 

@@ -30,7 +30,7 @@ import torch
 from torch_piecewise.cudagraphs.base import RecordsCalls, StaticGraph, StaticGraphBackend, Value
 from torch_piecewise.cudagraphs.plan import ReplayPlan
 from torch_piecewise.errors import StaticGraphError
-from torch_piecewise.torch_private_cudagraphs import flatten, unflatten
+from torch_piecewise.torch_private.cudagraphs import flatten, unflatten
 
 P = ParamSpec("P")
 R = TypeVar("R")

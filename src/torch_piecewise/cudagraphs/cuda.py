@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from torch_piecewise.errors import StaticGraphError
-from torch_piecewise.torch_private_cudagraphs import PoolHandle, end_allocation_to_pool, tensor_at
+from torch_piecewise.torch_private.cudagraphs import PoolHandle, end_allocation_to_pool, tensor_at
 
 
 class CUDAGraphHandle:

@@ -16,7 +16,7 @@ import torch
 from torch_piecewise.cudagraphs.base import Value
 from torch_piecewise.cudagraphs.extents import Extent
 from torch_piecewise.errors import StaticGraphError
-from torch_piecewise.torch_private_cudagraphs import flatten, storage_references, unflatten
+from torch_piecewise.torch_private.cudagraphs import flatten, storage_references, unflatten
 
 
 class OutputPolicy(enum.Enum):

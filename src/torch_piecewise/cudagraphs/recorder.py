@@ -30,7 +30,7 @@ import torch
 from torch_piecewise.cudagraphs.base import Value
 from torch_piecewise.cudagraphs.recorder_pool import RecorderPool
 from torch_piecewise.errors import StaticGraphError
-from torch_piecewise.torch_private_cudagraphs import (
+from torch_piecewise.torch_private.cudagraphs import (
     MemoryWatch,
     OperatorMode,
     OpOverload,

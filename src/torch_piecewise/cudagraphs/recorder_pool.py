@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_piecewise.torch_private_cudagraphs import MemoryWatch, tensor_at
+from torch_piecewise.torch_private.cudagraphs import MemoryWatch, tensor_at
 
 _GARBAGE = 0xFF
 """Bytes that read as NaN in every floating dtype and as -1 in signed integers."""

@@ -21,7 +21,7 @@ from torch_piecewise.cudagraphs.outputs import OutputPolicy, StaticOutputs
 from torch_piecewise.cudagraphs.plan import ReplayPlan
 from torch_piecewise.cudagraphs.table import ReplayTable
 from torch_piecewise.errors import ConfigError, StaticGraphError
-from torch_piecewise.torch_private_cudagraphs import flatten
+from torch_piecewise.torch_private.cudagraphs import flatten
 
 _log = logging.getLogger(__name__)
 
