@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ def test_a_prompt_is_the_template_filled_in(folder: Path) -> None:
 
 def test_the_stop_token_is_the_one_of_the_config(folder: Path, tokenizer: Tokenizer) -> None:
     assert Chat.load(folder).stop == {tokenizer.token_to_id("<end>")}
+
+
+def test_a_missing_tokenizers_package_is_an_error_that_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(DemoError, match="cannot be loaded") as caught:
+        Chat.load(folder)
+    assert "pip install transformers" in str(caught.value)
 
 
 def test_a_stop_token_outside_the_vocabulary_is_an_error(folder: Path, tmp_path: Path) -> None:

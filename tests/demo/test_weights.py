@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from torch_piecewise.demo.base import DemoError
+from torch_piecewise.demo.baselines import load_transformers
 from torch_piecewise.demo.weights import convert_gguf, default_root, load_llama, model_folder, packaged_model
 
 
@@ -54,6 +55,15 @@ def test_a_conversion_is_announced_before_it_starts(tmp_path: Path, monkeypatch:
     with pytest.raises(DemoError, match="cannot be converted"):
         model_folder(tmp_path / "root", source=source, say=said.append)
     assert said == ["Converting small.gguf once; later starts load the result."]
+
+
+def test_a_comparison_without_transformers_is_an_error_that_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(DemoError, match="nothing to compare with") as caught:
+        load_transformers(folder)
+    assert "pip install transformers" in str(caught.value)
 
 
 def test_the_default_place_is_in_the_users_cache() -> None:

@@ -99,5 +99,4 @@ def _other_ways(folder: Path, capacity: int, torch_compile: bool) -> Iterator[tu
     if torch_compile:
         compiled = baselines.compiled_static_cache(theirs, capacity=capacity)
         yield "transformers, torch.compile, static cache", compiled
-    del theirs
     yield "this model, eager", step_of(load_llama(folder, capacity=CAPACITY))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from torch_piecewise.demo.base import DemoError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,17 @@ class Chat:
         """From a folder in the format of transformers.
 
         Raises:
-            DemoError: the stop token is not in the vocabulary.
+            DemoError: ``tokenizers`` is not installed, or the stop token is not in the vocabulary.
         """
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise DemoError(
+                "The model's tokenizer cannot be loaded",
+                expected="tokenizers (comes with transformers)",
+                got=str(error),
+                hint="pip install transformers",
+            ) from error
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
         words = {name: word for name, word in config.items() if name.endswith("_token")}
@@ -70,6 +80,8 @@ class TextStream:
     """Text of one answer, in chunks that never hold half a character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        from tokenizers.decoders import DecodeStream  # optional, as in Chat.load
+
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._held: list[int] = []
