@@ -60,6 +60,22 @@ def test_getting_an_entry_saves_it_from_going(opened, reopen, key):
     assert kept(opened, "abcdef", key) == "aef"
 
 
+def test_an_entry_that_is_used_after_the_clean_up_looked_stays(opened, key):
+    from dataclasses import replace
+
+    fill(opened, key, "ab")
+
+    class UsedMeanwhile:
+        work = True
+
+        def try_exclude(self, digest: str):
+            opened.disk._place(key("a")).manifest.touch()
+            return NoLeases().try_exclude(digest)
+
+    replace(opened.housekeeper, leases=UsedMeanwhile()).prune(limit_bytes=0)
+    assert kept(opened, "ab", key) == "a"
+
+
 def test_file_systems_own_access_times_do_not_count(opened, key):
     fill(opened, key, "abc")
     manifest = opened.disk._place(key("a")).manifest
