@@ -207,6 +207,22 @@ def test_temp_files_of_the_dead_go_and_those_of_the_living_stay(opened, root):
     assert other.exists()
 
 
+@pytest.mark.parametrize("step", ["temp-created", "temp-written", "temp-flushed", "blob-published"])
+def test_a_clean_up_in_the_middle_of_a_put_takes_nothing_from_it(root, reopen, key, draft, step):
+    other, reports = reopen(), []
+
+    def at_step(name: str) -> None:
+        if name == step:
+            reports.append(other.housekeeper.prune(grace_seconds=0))
+
+    opened = open_store(root, files=Files(durable=False, at_step=at_step))
+    opened.disk.put(key("a"), draft("a"))
+    assert reports
+    assert sum(report.freed_bytes for report in reports) == 0
+    entry = opened.store.get(key("a")).value
+    assert {role: opened.store.blobs.read(ref).value for role, ref in entry.blobs.items()} == draft("a").blobs
+
+
 def test_a_folder_whose_manifest_was_never_published_goes(opened, root):
     folder = root / "entries" / "backbone@0of1" / "ab" / ("c" * 62)
     folder.mkdir(parents=True)
