@@ -35,7 +35,9 @@ def test_a_size_with_no_range_is_named_with_the_ranges_there_are() -> None:
     )
 
 
-@given(st.lists(st.integers(1, 100), max_size=6), st.lists(st.integers(0, 120), max_size=4), st.integers(0, 200))
+@given(
+    st.lists(st.integers(1, 100), max_size=6), st.lists(st.integers(0, 120), max_size=4), st.integers(0, 200)
+)
 def test_every_size_is_served_by_a_range_that_holds_it(ends: list[int], exact: list[int], size: int) -> None:
     serving = serving_range(size, ranges_from_endpoints(ends), tuple(exact))
     assert max(size, 1) in serving or size in serving

@@ -32,7 +32,9 @@ class SaysWhere:
 
 def task(name: str, start: int = 1, compiler: Any = None) -> CompileTask:
     graph = torch.fx.symbolic_trace(torch.nn.ReLU())
-    return CompileTask(compiler or SaysWhere(), Piece(name, 0, graph, ()), Range(start, start), CompileOptions())
+    return CompileTask(
+        compiler or SaysWhere(), Piece(name, 0, graph, ()), Range(start, start), CompileOptions()
+    )
 
 
 def test_outcomes_come_in_the_order_of_the_tasks() -> None:

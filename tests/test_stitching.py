@@ -66,7 +66,7 @@ def test_a_splitting_op_is_called_by_its_body_without_the_dispatcher() -> None:
     assert attention.body in direct.constants.values()
     assert attention.op in line.constants.values()
     assert body_lookup(grad_enabled=True)(attention.op) is None
-    module, items = split_graph(traced(model, q), ["tests::attention"])
+    _module, items = split_graph(traced(model, q), ["tests::attention"])
     pieces = {item.submod_name: item.graph.forward for item in items}
     assert torch.equal(direct.bind(pieces)(q)[0], run(q)[0])
 
@@ -86,7 +86,7 @@ def test_a_value_is_freed_after_its_last_use() -> None:
         return (x * 2,)
 
     graph = traced(lambda x: torch.sigmoid(x + 1) * 2, torch.randn(3))
-    module, items = split_graph(graph, ["torch.sigmoid"])
+    module, _items = split_graph(graph, ["torch.sigmoid"])
     line = stitch(module, ["submod_1"])
     line.bind({"submod_0": first, "submod_2": last})(torch.randn(3))
     assert alive == [0]

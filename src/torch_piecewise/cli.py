@@ -22,7 +22,9 @@ def commands(verbose: bool) -> None:
 @commands.command()
 @click.option("--prompt", help="What to ask; a default question otherwise.")
 @click.option("--new-tokens", default=64, show_default=True, help="The most tokens of the answer.")
-@click.option("--compare/--no-compare", default=True, show_default=True, help="Measure the uncompiled model too.")
+@click.option(
+    "--compare/--no-compare", default=True, show_default=True, help="Measure the uncompiled model too."
+)
 @click.option("--torch-compile", is_flag=True, help="Measure plain torch.compile too: over a minute more.")
 def demo(prompt: str | None, new_tokens: int, compare: bool, torch_compile: bool) -> None:
     """Compile SmolLM2-135M in pieces, let it answer, and show how fast it is."""

@@ -216,12 +216,18 @@ class Program:
         return True
 
     def _bind(self, ready: Mapping[str, Ready], modes: bool, *, eager: bool) -> Runner:
-        callables: dict[str, Callable[..., Any]] = {}
-        line = self._lines[modes]
-        for name in line.pieces:
+        return self._lines[modes].bind(self._callables(ready, eager=eager))
+
+    def callables(self, size: int) -> dict[str, Callable[..., Any]]:
+        """What the straight line calls for a size of the dispatch dim, by piece."""
+        return self._callables(self._ready(self._serving({self.sizes.dispatch or "": size})), eager=False)
+
+    def _callables(self, ready: Mapping[str, Ready], *, eager: bool) -> dict[str, Callable[..., Any]]:
+        found: dict[str, Callable[..., Any]] = {}
+        for name in self.stitched.pieces:
             one = ready.get(name)
-            callables[name] = self.pieces.graph(name).forward if eager or one is None else one.run
-        return line.bind(callables)
+            found[name] = self.pieces.graph(name).forward if eager or one is None else one.run
+        return found
 
     def _rejected(self, relation: Relation, sizes: Mapping[str, int]) -> GuardError:
         named = {self.sizes.names.get(symbol, symbol): value for symbol, value in sizes.items()}

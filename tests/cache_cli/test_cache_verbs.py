@@ -214,6 +214,16 @@ def test_a_root_that_others_can_write_to_is_refused_with_the_mend(run, opened, r
         assert "chmod -R go-w" in run(*verb, code=1)
 
 
+def test_a_root_that_cannot_be_read_is_told_with_the_mend(run, opened, root, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    put(opened, 1e-5)
+    monkeypatch.setattr("torch_piecewise.store.layout.Path.iterdir", refuse)
+    for verb in (["list"], ["show", "net"], ["verify"], ["why", "net"]):
+        assert "chown" in run(*verb, code=1)
+
+
 def test_a_size_that_cannot_be_read_is_an_error(run, opened):
     assert "such as 500M or 10GiB" in run("prune", "--limit", "big", code=1)
 
@@ -243,7 +253,6 @@ def test_on_a_terminal_a_table_is_drawn(opened, root, monkeypatch):
     from torch_piecewise.cache_cli import commands
 
     put(opened, 1e-5)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     drawn: list[object] = []
     monkeypatch.setattr("rich.console.Console.print", lambda self, table: drawn.append(table))
     monkeypatch.setattr(commands.sys.stdout, "isatty", lambda: True, raising=False)

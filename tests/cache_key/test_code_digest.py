@@ -31,10 +31,16 @@ DIFFERENT = [
     ("def f(x): return x in {1, 2}", "def f(x): return x in {1, 3}"),
     ("def f(x): return [i for i in x]", "def f(x): return [i + 1 for i in x]"),
     ("def f(x): return (lambda: 1)", "def f(x): return (lambda: 2)"),
-    ("def g(a):\n  def h(x): return a\n  return h\nf = g(1)", "def g(a):\n  def h(x): return a\n  return h\nf = g(2)"),
+    (
+        "def g(a):\n  def h(x): return a\n  return h\nf = g(1)",
+        "def g(a):\n  def h(x): return a\n  return h\nf = g(2)",
+    ),
     ("f = functools.lru_cache(lambda x: 1)", "f = functools.lru_cache(lambda x: 2)"),
     ("@torch.no_grad()\ndef f(x): return 1", "@torch.no_grad()\ndef f(x): return 2"),
-    ("def f(x):\n  try: return x\n  except ValueError: return 1", "def f(x):\n  try: return x\n  except KeyError: return 1"),
+    (
+        "def f(x):\n  try: return x\n  except ValueError: return 1",
+        "def f(x):\n  try: return x\n  except KeyError: return 1",
+    ),
 ]
 
 

@@ -69,7 +69,9 @@ def test_a_mistyped_requirement_is_none(bad):
 
 def test_only_flags_that_compilers_use_are_read(tmp_path):
     x86 = tmp_path / "x86"
-    x86.write_text("processor : 0\nflags\t\t: fpu smep hypervisor sse4_2 avx2 constant_tsc f16c amx_int8\nflags : no\n")
+    x86.write_text(
+        "processor : 0\nflags\t\t: fpu smep hypervisor sse4_2 avx2 constant_tsc f16c amx_int8\nflags : no\n"
+    )
     assert host_cpu(cpuinfo=x86).flags == {"sse4_2", "avx2", "f16c", "amx_int8"}
     arm = tmp_path / "arm"
     arm.write_text("processor\t: 0\nFeatures\t: fp asimd evtstrm cpuid sve\n")

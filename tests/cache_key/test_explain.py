@@ -130,15 +130,15 @@ def test_only_the_first_differences_are_spelled_out():
 
 
 def test_hashes_are_shown_short():
-    (one,) = differences(
-        key(f="sha256:" + "a" * 32).ingredients, key(f="sha256:" + "b" * 32).ingredients
-    )
+    (one,) = differences(key(f="sha256:" + "a" * 32).ingredients, key(f="sha256:" + "b" * 32).ingredients)
     assert str(one) == "f: sha256:bbbbbbbb -> sha256:aaaaaaaa"
 
 
 def test_of_long_texts_the_part_that_differs_is_shown():
     head = "x" * 200
-    (one,) = differences(key(f=head + "new" + "y" * 200).ingredients, key(f=head + "old" + "y" * 200).ingredients)
+    (one,) = differences(
+        key(f=head + "new" + "y" * 200).ingredients, key(f=head + "old" + "y" * 200).ingredients
+    )
     assert "xold" in str(one)
     assert "xnew" in str(one)
     assert len(str(one)) < 200

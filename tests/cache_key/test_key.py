@@ -10,7 +10,13 @@ from torch_piecewise.cache_key import Ingredient, Key, ingredients_from_json
 from torch_piecewise.errors import FingerprintError
 
 names = st.text(min_size=1, max_size=4)
-scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 
 
 def unique(pairs):

@@ -533,7 +533,11 @@ def digests_in_another_process(place, seed: str, *sources: str) -> list[str]:
 
 def test_a_model_is_the_same_in_other_processes_and_folders_and_not_when_its_code_changed(tmp_path):
     commented = SOURCE.replace("return x\n", "return x  # the same\n").replace("NAMES =", "\n\n    NAMES =")
-    changed = [SOURCE.replace("+ 1", "+ 2"), SOURCE.replace('"mm"', '"mn"'), SOURCE.replace('"zz", "a"', '"zy", "a"')]
+    changed = [
+        SOURCE.replace("+ 1", "+ 2"),
+        SOURCE.replace('"mm"', '"mn"'),
+        SOURCE.replace('"zz", "a"', '"zy", "a"'),
+    ]
     (first,) = digests_in_another_process(tmp_path / "here", "1", SOURCE)
     same, also_same, *others = digests_in_another_process(
         tmp_path / "else where", "2", SOURCE, commented, *changed

@@ -84,7 +84,10 @@ def test_a_file_that_is_gone_differs(package):
     before = source_ingredients([package / "net.py", package / "unused.py"])
     (package / "net.py").unlink()
     (package / "unused.py").unlink()
-    assert told(sources_again(names(before)), before) == ["sources.my_models.net", "sources.my_models/unused.py"]
+    assert told(sources_again(names(before)), before) == [
+        "sources.my_models.net",
+        "sources.my_models/unused.py",
+    ]
     assert sources_again(["no.such.module", "..", "", "no/such.py"]).value[0].value == "unreadable"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,12 @@ from torch_piecewise.cache_key.base import Ingredient
 from torch_piecewise.cache_key.code import class_digest, class_values, goes_by_name, name_of
 from torch_piecewise.cache_key.plain import OPAQUE
 from torch_piecewise.cache_key.values import Describer
-from torch_piecewise.torch_private.store import module_bookkeeping, module_hooks, registered_children
+from torch_piecewise.torch_private.store import (
+    module_bookkeeping,
+    module_hooks,
+    registered_children,
+    registered_tensors,
+)
 
 LABELS = frozenset(
     {
@@ -86,11 +90,7 @@ class _Tree:
         )
 
     def _tensors(self, module: nn.Module, where: str) -> Iterator[Ingredient]:
-        named = itertools.chain(
-            module.named_parameters(recurse=False, remove_duplicate=False),
-            module.named_buffers(recurse=False, remove_duplicate=False),
-        )
-        for name, tensor in named:
+        for name, tensor in registered_tensors(module):
             yield Ingredient(name, self._describer.value(tensor, f"{where}.{name}"))
 
     def _classes(self) -> Iterator[Ingredient]:
@@ -128,9 +128,7 @@ def _shared_memory(modules: list[tuple[str, nn.Module | str]]) -> Iterator[Ingre
     for path, module in modules:
         if isinstance(module, str):
             continue
-        for name, tensor in itertools.chain(
-            module.named_parameters(recurse=False), module.named_buffers(recurse=False)
-        ):
+        for name, tensor in registered_tensors(module):
             span = None if id(tensor) in seen else _span(tensor, f"{path}.{name}" if path else name)
             seen.add(id(tensor))
             if span is not None:
