@@ -35,13 +35,8 @@ def by_hand(model: toy.Toy, callables: dict[str, Callable[..., Any]], ids: torch
     convention = tp.program_of(model).entries[0].convention
     arguments: list[Any] = []
     for source in convention.sources:
-        path = (
-            source.replace("L['self']", "")
-            .replace("._modules['", ".")
-            .replace("._parameters['", ".")
-            .replace("']", "")
-        )
-        arguments.append(parameters[path[1:]] if path[1:] in parameters else source)
+        path = ".".join(re.findall(r"_(?:modules|parameters)\['(\w+)'\]", source))
+        arguments.append(parameters.get(path, source))
     fixed = [ids if a == "L['ids']" else ids.size(0) if isinstance(a, str) else a for a in arguments]
     run = line.bind(callables)
     return lambda: run(*fixed)[0]

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from tests.graphs import attention, traced
 from torch_piecewise.splitting import split_graph
-from torch_piecewise.splitting_op import body_lookup
+from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.stitching import Stitched, stitch
 
 

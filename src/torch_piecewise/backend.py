@@ -25,7 +25,7 @@ from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitPlan, plan_split
-from torch_piecewise.splitting_op import body_lookup
+from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.stitching import stitch
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (

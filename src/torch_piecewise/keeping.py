@@ -47,7 +47,7 @@ from torch_piecewise.events import Bus, StoreLookup
 from torch_piecewise.managers import Managers
 from torch_piecewise.program import Pieces, Program
 from torch_piecewise.record import ProgramRecord, from_bytes, to_bytes
-from torch_piecewise.splitting_op import SplittingOp, body_lookup, splitting_op_named
+from torch_piecewise.splitting_ops import SplittingOp, body_lookup, splitting_op_named
 from torch_piecewise.store import BlobRef, Draft, Hit, Miss, Namespace, OpenStore
 from torch_piecewise.store.base import Json
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torch_piecewise.demo.attention import attention
 from torch_piecewise.demo.base import CacheOverflow
-from torch_piecewise.splitting_op import splitting_op_for
+from torch_piecewise.splitting_ops import splitting_op_for
 
 HEADS, KV_HEADS, HEAD_DIM, CAPACITY = 6, 2, 4, 12
 

@@ -18,7 +18,7 @@ from torch_piecewise.demo.generate import generate, step_of
 from torch_piecewise.demo.llama_config import LlamaConfig
 from torch_piecewise.demo.model import Llama
 from torch_piecewise.demo.weights import load_llama
-from torch_piecewise.splitting_op import splitting_op_for
+from torch_piecewise.splitting_ops import splitting_op_for
 
 TOKENS = torch.tensor([7, 1, 200, 31, 5, 77, 150, 4, 4, 90, 12, 255, 63])
 

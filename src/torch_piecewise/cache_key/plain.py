@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import enum
 import fractions
@@ -44,9 +44,9 @@ _BY_REPR = (
     torch.Size,
     decimal.Decimal,
     fractions.Fraction,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
+    dt.date,
+    dt.time,
+    dt.timedelta,
     pathlib.PurePath,
     re.Pattern,
 )
@@ -143,10 +143,12 @@ def flat_text(value: PythonValue, depth: int = 0) -> str | None:
 
 
 def plain_or_flat(value: PythonValue, depth: int = 0) -> str | None:
+    """``value`` as one text, if it is a scalar or a flat container of scalars."""
     plain, is_plain = plain_value(value)
     return str(plain) if is_plain else flat_text(value, depth)
 
 
 def member_text(value: PythonValue) -> str:
+    """``value`` as a member of a set or an enum shows it: its text, else its class."""
     text = plain_or_flat(value)
     return f"{OPAQUE} {name_of(type(value))}" if text is None else text

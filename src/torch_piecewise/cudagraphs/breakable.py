@@ -196,7 +196,7 @@ class _Session:
         if context is not None:
             try:
                 context.__exit__(type(error), error, error.__traceback__)
-            except BaseException as second:
+            except BaseException as second:  # noqa: BLE001 - the first error is the one to tell
                 if second is not error:
                     error.add_note(f"The capture could not be ended in order: {second}")
         for graph in self.graphs:

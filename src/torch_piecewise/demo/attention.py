@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from torch_piecewise.demo.base import CacheOverflow
-from torch_piecewise.splitting_op import splitting_op
+from torch_piecewise.splitting_ops import splitting_op
 
 
 @splitting_op("torch_piecewise_demo::attention", mutates_args=("keys", "values", "out"))

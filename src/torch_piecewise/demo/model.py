@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 - as torch code has it
 
 from torch_piecewise.demo.attention import attention
 from torch_piecewise.demo.llama_config import LlamaConfig
@@ -51,6 +51,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The gated feed-forward part of a layer: [n, hidden] -> [n, hidden]."""
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.gate_up = Linear(config.hidden, 2 * config.intermediate)
@@ -62,6 +64,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention and feed-forward, each behind a norm and added to its input: [n, hidden] -> [n, hidden]."""
+
     def __init__(self, config: LlamaConfig, capacity: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.hidden, config.norm_eps)

@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 import torch
 
 from torch_piecewise.errors import SplitError
-from torch_piecewise.splitting_op_definition import (
+from torch_piecewise.splitting_ops_definition import (
     Definition,
     checked_definition,
     checked_name,
