@@ -258,6 +258,11 @@ def test_no_endpoints_give_one_open_range():
     assert Config().compile_ranges() == (Range(1, UNBOUNDED),)
 
 
+def test_an_endpoint_without_bound_adds_no_range():
+    config = Config(compile_ranges_endpoints=[8, sys.maxsize])
+    assert config.compile_ranges() == (Range(1, 8), Range(9, UNBOUNDED))
+
+
 def test_compile_sizes_are_sorted_numbers_before_the_word():
     config = Config(compile_sizes=[8, "cudagraph_capture_sizes", 0, 8])
     assert config.compile_sizes == (0, 8, "cudagraph_capture_sizes")

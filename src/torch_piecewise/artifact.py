@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch_piecewise.ranges import Range
@@ -19,6 +20,7 @@ class Artifact:
         range: the sizes of the dispatch dim it is valid for.
         payload: what the compiler's ``load`` needs.
         guards: extra conditions (Python expressions over symbol names) the compiler relied on.
+        files: name -> bytes, or a file that holds them, of what the payload refers to (shared objects).
         meta: small JSON-able facts (format, compile seconds, file names); never needed to run.
     """
 
@@ -27,6 +29,7 @@ class Artifact:
     range: Range
     payload: bytes
     guards: tuple[str, ...] = ()
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property

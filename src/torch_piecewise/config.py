@@ -14,7 +14,7 @@ from torch_piecewise.config_kinds import did_you_mean
 from torch_piecewise.config_rules import contradiction
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.errors import ConfigError
-from torch_piecewise.ranges import Range, ranges_from_endpoints
+from torch_piecewise.ranges import UNBOUNDED, Range, ranges_from_endpoints
 
 ENV_PREFIX = "TORCH_PIECEWISE_"
 DEFAULT_MAX_CAPTURE_SIZE = 512
@@ -124,7 +124,8 @@ class Config(ConfigFields):
 
     def compile_ranges(self) -> tuple[Range, ...]:
         """The ranges that ``compile_ranges_endpoints`` cuts the sizes from 1 up into."""
-        return ranges_from_endpoints(self.compile_ranges_endpoints)
+        # The last range is open anyway; sys.maxsize is how some write that.
+        return ranges_from_endpoints(end for end in self.compile_ranges_endpoints if end < UNBOUNDED)
 
     def resolved_capture_sizes(self) -> tuple[int, ...]:
         """The sizes that are captured, sorted: those given, else a ladder, else none in mode ``NONE``."""

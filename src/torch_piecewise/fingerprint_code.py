@@ -58,7 +58,7 @@ def _spellings(value: Any) -> Iterator[tuple[str, str]]:
     for name in names:
         if isinstance(name, str) and isinstance(module, str):
             yield module, name
-    if owner is not None and isinstance(names[1], str):
+    if isinstance(owner, type) and isinstance(names[1], str):
         yield owner.__module__, f"{owner.__qualname__}.{names[1]}"
 
 

@@ -163,6 +163,7 @@ class GraphWriter:
         return f"({', '.join(texts)})"
 
     def _argument(self, node: Node, name: str, value: object) -> str:
+        self._placement.note_argument(name, value)
         if not isinstance(value, str):
             return self.text(value)
         if is_label(self._labels, node, name, value):
@@ -180,7 +181,7 @@ class GraphWriter:
             self._placement.note_word(str(value))
         elif isinstance(value, torch.device):
             return self._placement.text(value)
-        elif kind in _SYMBOLIC:
+        elif isinstance(value, _SYMBOLIC):
             return f"symbolic {self._symbols.text(str(value))}"
         elif isinstance(value, dict) and is_plain(value, dict):
             # Nothing says that an op does not read a dict in its order.

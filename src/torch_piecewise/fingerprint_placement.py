@@ -59,7 +59,10 @@ class Placement:
         self._words.update(target.split("."))
         if "accelerator" in target or (name == "to" and any(map(_is_index, node.args[1:2]))):
             self._tied_all = True
-        if _is_index(node.kwargs.get("device")):
+
+    def note_argument(self, name: str, value: object) -> None:
+        """Note an argument, empty ``name`` where it is not known: a number may be that of a device."""
+        if "device" in name and _is_index(value):
             self._tied_all = True
 
     def line(self) -> str | None:

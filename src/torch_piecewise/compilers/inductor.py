@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.compilers.base import CompileOptions, tuning_size
+from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
-from torch_piecewise.torch_private import inductor
-from torch_piecewise.torch_private.fake_inputs import FakeInputs
+
+# What compiles is imported where it is used: loading a kept artifact needs neither Inductor nor Dynamo.
 
 
 class InductorCompiler:
-    """Fast to compile; the artifact holds generated source and metadata as one binary."""
+    """Fast to compile; the artifact holds generated source and, on the CPU, the built kernels.
+
+    An artifact has torch's own binary, and where that is possible the generated wrapper with its shared
+    objects, which start without Inductor and without a C++ compiler.
+    """
 
     name = "inductor"
     can_compile_in_worker = True
@@ -26,14 +33,22 @@ class InductorCompiler:
         return f"inductor torch={torch.__version__} git={torch.version.git_version}"
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        from torch_piecewise.compilers.inductor_inputs import fake_inputs
+        from torch_piecewise.torch_private.generated_code import generated_code
+        from torch_piecewise.torch_private.inductor import inductor_standalone
+
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         with torch.set_grad_enabled(options.grad_enabled):
-            payload = inductor.inductor_standalone(
+            whole = inductor_standalone(
                 piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
             )
         guards = tuple(text for text in fakes.new_relations() if text not in told)
-        return Artifact(self.name, piece.name, range, payload, guards)
+        code = generated_code(whole)
+        payload = pickle.dumps({"whole": whole, "source": code.source if code is not None else None})
+        return Artifact(
+            self.name, piece.name, range, payload, guards, dict(code.kernels) if code is not None else {}
+        )
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
         if artifact.compiler != self.name or not artifact.payload:
@@ -42,13 +57,24 @@ class InductorCompiler:
                 expected=f"an artifact of {self.name!r}",
                 got=f"one of {artifact.compiler!r}, {len(artifact.payload)} bytes",
             )
-        return inductor.load_inductor_standalone(artifact.payload)
+        payload = pickle.loads(artifact.payload)
+        if payload["source"] is None:
+            from torch_piecewise.torch_private.inductor import load_inductor_standalone
+
+            return load_inductor_standalone(payload["whole"])
+        from torch_piecewise.torch_private.generated_code import load_generated_code
+
+        with tempfile.TemporaryDirectory(prefix="torch-piecewise-") as folder:
+            return load_generated_code(payload["source"], _on_disk(artifact.files, Path(folder)))
 
 
-def fake_inputs(piece: Piece, range: Range) -> FakeInputs:
-    """Fresh fake inputs of ``piece`` for ``range``."""
-    hints = {symbol.name: symbol.hint for symbol in piece.symbols}
-    hint = tuning_size(range, hints.get(piece.dispatch or "", range.start))
-    # A range that begins at 1 serves size 0 as well, where the model allows it.
-    start = 0 if range.start == 1 and not range.is_single_size() else range.start
-    return FakeInputs(piece, (start, range.end), hint)
+def _on_disk(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:
+    """Every file as a path; a shared object that is mapped may lose its name in the file system."""
+    paths = {}
+    for name, content in files.items():
+        if isinstance(content, Path):
+            paths[name] = content
+        else:
+            paths[name] = folder / f"{name}.so"
+            paths[name].write_bytes(content)
+    return paths

@@ -10,7 +10,7 @@ import torch
 from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.compilers.eager import live_runnable
-from torch_piecewise.compilers.inductor import fake_inputs
+from torch_piecewise.compilers.inductor_inputs import fake_inputs
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 from torch_piecewise.torch_private import inductor
