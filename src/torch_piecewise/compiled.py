@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch_piecewise.call_form import with_owner_named
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.entry import MISS, Entry
-from torch_piecewise.errors import GuardError
+from torch_piecewise.errors import CaptureError, GuardError
 from torch_piecewise.events import Bus, Counters, Recompiled
-from torch_piecewise.torch_private.modules import is_dynamo_compiling
+from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model
 
 if TYPE_CHECKING:
     from torch_piecewise.tracing import Tracer
@@ -59,6 +60,8 @@ class CompiledCall:
         owner: the module or object it is bound to; None for a plain function.
         config: the settings.
         original: what to run for calls that are not compiled (``mode="none"``, inside another trace).
+        on_restore: called by :meth:`restore`.
+        declared: has the parameters that people name; None: ``function`` has.
     """
 
     def __init__(
@@ -68,16 +71,17 @@ class CompiledCall:
         config: Config,
         original: Callable[..., Any],
         on_restore: Callable[[], None] = lambda: None,
+        declared: Callable[..., Any] | None = None,
     ) -> None:
         self.config = config
         self.counters = Counters()
         self.bus = Bus(self.counters)
-        self._function = function
+        self._function = with_owner_named(function)
         self._owner = owner
         self._original = original
         self._on_restore = on_restore
-        self._signature = inspect.signature(function)
-        self._dims = dynamic_dims(function, config) if config.mode != "none" else {}
+        self._signature = inspect.signature(declared or function)
+        self._dims = dynamic_dims(declared or function, config) if config.mode != "none" else {}
         self._tracer: Tracer | None = None
         self._entries: tuple[Entry, ...] = ()
         self._calls: tuple[Callable[..., Any], ...] = ()
@@ -85,12 +89,18 @@ class CompiledCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the call, compiled; traces and compiles first where no trace fits it."""
-        for call in self._calls:
-            result = call(*args, **kwargs)
-            if result is not MISS:
-                return result
-        if is_dynamo_compiling() or self.config.mode == "none":
-            return self._original(*args, **kwargs)
+        refused = False
+        try:
+            for call in self._calls:
+                result = call(*args, **kwargs)
+                if result is not MISS:
+                    return result
+        except TypeError:
+            refused = not self._takes(args, kwargs)
+            if not refused:
+                raise
+        if refused or is_dynamo_compiling() or self.config.mode == "none":
+            return self._original(*args, **kwargs)  # the model refuses a call in its own words
         return self._first_call(args, kwargs)
 
     # -- the handle
@@ -139,6 +149,14 @@ class CompiledCall:
 
     # -- tracing
 
+    def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether such a call has the arguments it needs, and no others."""
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
+
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._lock:
             for entry in self._entries:  # another thread may have traced it meanwhile
@@ -147,17 +165,30 @@ class CompiledCall:
                     return result
             if self._entries:
                 self._on_miss(args, kwargs)
-            entry = self._trace(args, kwargs)
-            self._entries = (entry, *self._entries)
-            self._calls = tuple(one.call for one in self._entries)
-        result = entry.call(*args, **kwargs)
+            new = self._new_entry(args, kwargs)
+        result = new.call(*args, **kwargs)
         if result is MISS:
             raise GuardError(
                 "A fresh trace does not accept the very call it was made from",
-                got=entry.why_not(*args, **kwargs),
+                got=new.why_not(*args, **kwargs),
                 hint="please report this with the model; guards='full' may serve meanwhile",
             )
         return result
+
+    def _new_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+        """An entry for calls like this one."""
+        failure: Exception | None = None
+        try:
+            entry = self._trace(args, kwargs)
+        except (CaptureError, TypeError) as error:
+            failure = error
+        if failure is not None:
+            if raised_by_model(failure) or not self._takes(args, kwargs):
+                self._original(*args, **kwargs)  # the model refuses a call in its own words
+            raise failure
+        self._entries = (entry, *self._entries)
+        self._calls = tuple(one.call for one in self._entries)
+        return entry
 
     def _on_miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reason = self._entries[0].why_not(*args, **kwargs)
@@ -183,7 +214,9 @@ class CompiledCall:
 
         start = time.monotonic()
         if self._tracer is None:
-            self._tracer = Tracer(self._function, self._owner, self._dims, self.config, self.bus)
-        entry = self._tracer.trace(self._signature.bind(*args, **kwargs))
+            self._tracer = Tracer(
+                self._function, self._signature, self._owner, self._dims, self.config, self.bus
+            )
+        entry = self._tracer.trace(args, kwargs)
         logger.info("compiled in %.1f s", time.monotonic() - start)
         return entry

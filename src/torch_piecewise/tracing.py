@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch_piecewise.backend import Workshop
+from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import Dims
@@ -22,24 +23,33 @@ class Tracer:
 
     Args:
         function: what to trace: a function or bound method.
+        named: its parameters by the names people know.
         owner: the module or object it is bound to; None for a plain function.
         dims: which dims of its arguments are dynamic.
     """
 
     def __init__(
-        self, function: Callable[..., Any], owner: Any, dims: Dims, config: Config, bus: Bus
+        self,
+        function: Callable[..., Any],
+        named: inspect.Signature,
+        owner: Any,
+        dims: Dims,
+        config: Config,
+        bus: Bus,
     ) -> None:
         self._function = function
+        self._named = named
         self._owner = owner
         self._dims = dims
         self._config = config
         self._bus = bus
         self._workshop = Workshop(config, bus)
 
-    def trace(self, bound: inspect.BoundArguments) -> Entry:
-        """Trace and compile for calls like ``bound``."""
+    def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+        """Trace and compile for calls like this one."""
+        call = call_form(self._function, self._named, args, kwargs)
         with self._bus.phase("trace"):
-            captured = capture(self._function, bound, self._dims, self._config)
+            captured = capture(self._function, call, self._dims, self._config)
         raw = captured.raw
         self._bus.emit(GraphCaptured(nodes=len(raw.graph.graph.nodes)))
         program = self._workshop.build(
@@ -49,6 +59,7 @@ class Tracer:
             dispatch=captured.dispatch,
             symbols=captured.symbols,
         )
+        bound = call.bound
         bound.apply_defaults()
         owner_name = raw.argument_names[0] if self._owner is not None else None
         frame = {**bound.arguments, **closure_values(raw.traced)}

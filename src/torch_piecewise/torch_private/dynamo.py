@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch._dynamo import bytecode_transformation as bytecode
 from torch._dynamo import convert_frame
-from torch._dynamo.exc import UncapturedHigherOrderOpError, Unsupported, UserError
+from torch._dynamo.exc import TorchRuntimeError, UncapturedHigherOrderOpError, Unsupported, UserError
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental import _config as shape_config
@@ -25,6 +25,10 @@ GraphBreak = (Unsupported, UncapturedHigherOrderOpError, UserError)
 
 ShapeError = ConstraintViolationError
 """What a trace raises where a dim marked as dynamic turns out to be fixed (2.11, 2.13)."""
+
+
+FakeCallError = TorchRuntimeError
+"""What a trace raises where an operation refuses its inputs, as it would in a run (2.11, 2.13)."""
 
 
 @dataclass(frozen=True)
