@@ -11,7 +11,7 @@ TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types floors bench clean
+.PHONY: help install demo test slow lint types floors bench clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ export PROMPT
 demo: install ## Compile a chat model and let it answer; PROMPT="..." asks something else
 	$(BIN)/torch-piecewise demo $(if $(PROMPT),--prompt "$$PROMPT")
 
-test: install lint types floors ## All checks and every test that needs no GPU (within ten minutes on two cores)
-	$(BIN)/python -m pytest -m "not gpu"
+test: install lint types floors ## All checks and the tests that need no GPU (within ten minutes on two cores)
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+slow: install ## The tests that take long: crash loops, the real model on many prompts
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: install ## Style of code
 	$(BIN)/ruff check
@@ -50,7 +53,9 @@ floors: install ## Imports run downward only
 	$(BIN)/python tools/check_floors.py
 
 bench: install ## Measure; one question a file
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	for file in benchmarks/compile_by_depth.py benchmarks/runner_cost.py benchmarks/start_up.py; do \
+		echo "== $$file"; $(BIN)/python $$file || exit 1; \
+	done
 
 clean: ## Remove what was made here, .venv too
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

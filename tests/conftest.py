@@ -1,8 +1,9 @@
-"""What every test gets: a fixed seed, and one compile cache for all Inductor tests."""
+"""What every test gets: a fixed seed, a store of its own run, one compile cache for Inductor tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,19 @@ import torch
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all tests of one run share."""
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from or written to the user's caches."""
+    monkeypatch.setenv("TORCH_PIECEWISE_CACHE_DIR", str(run_folder / "store"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(run_folder / "inductor"))
 
 
 @pytest.fixture

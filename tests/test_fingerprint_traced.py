@@ -188,17 +188,17 @@ def test_sizes_inside_a_graph_are_named_like_those_of_its_inputs() -> None:
 
 class Doubled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+    def forward(_ctx: object, x: torch.Tensor) -> torch.Tensor:
         return x * 2
 
     @staticmethod
-    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
+    def backward(_ctx: object, grad: torch.Tensor) -> torch.Tensor:
         return grad * 3
 
 
 class DoubledOtherwise(Doubled):
     @staticmethod
-    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
+    def backward(_ctx: object, grad: torch.Tensor) -> torch.Tensor:
         return grad * 4
 
 

@@ -123,5 +123,5 @@ def test_every_room_is_on_one_floor():
 
 
 def test_the_longest_room_name_wins():
-    assert room_of("splitting_op_definition") == "splitting_op"
+    assert room_of("splitting_ops_definition") == "splitting_ops"
     assert room_of("splitting_plan") == "splitting"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch_piecewise.ranges import Range as Range
     from torch_piecewise.splitting import SplitItem as SplitItem
     from torch_piecewise.splitting import split_graph as split_graph
-    from torch_piecewise.splitting_op import splitting_op as splitting_op
+    from torch_piecewise.splitting_ops import splitting_op as splitting_op
 
 _MODULE_OF = {
     "CUDAGraphMode": "cudagraph_mode",
@@ -33,7 +33,7 @@ _MODULE_OF = {
     "make_compiler": "compilers",
     "program_of": "api",
     "split_graph": "splitting",
-    "splitting_op": "splitting_op",
+    "splitting_op": "splitting_ops",
 }
 
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605 - a list of names, in one place

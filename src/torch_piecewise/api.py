@@ -43,8 +43,8 @@ def compile(
     """
     settings = _settings(config, fields)
     if model_or_fn is None:
-        return functools.partial(_compile, settings=settings)
-    return _compile(model_or_fn, settings=settings)
+        return functools.partial(_compile, settings=settings, tag=tag)
+    return _compile(model_or_fn, settings=settings, tag=tag)
 
 
 def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
@@ -52,15 +52,15 @@ def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
     return (base.replace(**fields) if fields else base).with_env()
 
 
-def _compile(target: Any, *, settings: Config) -> Any:
+def _compile(target: Any, *, settings: Config, tag: str | None) -> Any:
     if isinstance(target, type) and issubclass(target, Module):
-        return _compile_class(target, settings)
+        return _compile_class(target, settings, tag)
     if isinstance(target, Module):
-        return _compile_module(target, settings)
+        return _compile_module(target, settings, tag)
     if inspect.ismethod(target):
-        return CompiledCall(target, target.__self__, settings, target)
+        return CompiledCall(target, target.__self__, settings, target, tag=tag)
     if inspect.isfunction(target):
-        return CompiledFunction(target, settings)
+        return CompiledFunction(target, settings, tag)
     raise ConfigError(
         "This object cannot be compiled",
         expected="an nn.Module, an nn.Module class, a function or a method",
@@ -69,7 +69,7 @@ def _compile(target: Any, *, settings: Config) -> Any:
     )
 
 
-def _compile_module(module: Module, settings: Config) -> Module:
+def _compile_module(module: Module, settings: Config, tag: str | None) -> Module:
     modules.set_compiled_call(module, None)
     traced = modules.traceable_call(module)
     call = CompiledCall(
@@ -79,18 +79,19 @@ def _compile_module(module: Module, settings: Config) -> Module:
         traced,
         on_restore=functools.partial(modules.set_compiled_call, module, None),
         declared=module.forward,
+        tag=tag,
     )
     modules.set_compiled_call(module, call)
     return module
 
 
-def _compile_class(cls: type[Module], settings: Config) -> type[Module]:
+def _compile_class(cls: type[Module], settings: Config, tag: str | None) -> type[Module]:
     original = cls.__init__
 
     @functools.wraps(original)
     def compiled_init(self: Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        _compile_module(self, settings)
+        _compile_module(self, settings, tag)
 
     cls.__init__ = compiled_init  # type: ignore[method-assign]  # what decorating this class asks for
     return cls
@@ -99,9 +100,10 @@ def _compile_class(cls: type[Module], settings: Config) -> type[Module]:
 class CompiledFunction:
     """A compiled function; in a class body, a method that is compiled for each instance."""
 
-    def __init__(self, function: Callable[..., Any], settings: Config) -> None:
+    def __init__(self, function: Callable[..., Any], settings: Config, tag: str | None) -> None:
         functools.update_wrapper(self, function)
         self.settings = settings
+        self.tag = tag
         self.function = function
         self._own: CompiledCall | None = None
         self._bound: weakref.WeakKeyDictionary[Any, CompiledCall] = weakref.WeakKeyDictionary()
@@ -112,7 +114,7 @@ class CompiledFunction:
     def call(self) -> CompiledCall:
         """The handle of the function itself (not of a method of an instance)."""
         if self._own is None:
-            self._own = CompiledCall(self.function, None, self.settings, self.function)
+            self._own = CompiledCall(self.function, None, self.settings, self.function, tag=self.tag)
         return self._own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +126,9 @@ class CompiledFunction:
         call = self._bound.get(instance)
         if call is None:
             bound = self.function.__get__(instance, owner)
-            call = self._bound.setdefault(instance, CompiledCall(bound, instance, self.settings, bound))
+            call = self._bound.setdefault(
+                instance, CompiledCall(bound, instance, self.settings, bound, tag=self.tag)
+            )
         return call
 
 

@@ -10,6 +10,11 @@ from typing import Any
 from torch_piecewise.ranges import Range
 
 
+def guard_name(position: int) -> str:
+    """How an artifact's guards call the symbol at ``position`` of its piece's symbols."""
+    return f"size{position}"
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One compiled piece for one range, as a value: no live state, safe to pickle and to store.
@@ -19,7 +24,8 @@ class Artifact:
         fingerprint: structural fingerprint of the piece it was made from.
         range: the sizes of the dispatch dim it is valid for.
         payload: what the compiler's ``load`` needs.
-        guards: extra conditions (Python expressions over symbol names) the compiler relied on.
+        guards: conditions beside the range that the compiler relied on: expressions over
+            :func:`guard_name` of the piece's symbols, so that pieces alike can share the artifact.
         files: name -> bytes, or a file that holds them, of what the payload refers to (shared objects).
         meta: small JSON-able facts (format, compile seconds, file names); never needed to run.
     """

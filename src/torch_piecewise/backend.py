@@ -14,21 +14,18 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from torch_piecewise.compilers import CompileOptions, make_compiler
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.fingerprint import fingerprint
-from torch_piecewise.manager import CompilerManager
+from torch_piecewise.managers import Managers
 from torch_piecewise.piece import EagerPiece, Piece
-from torch_piecewise.pool import CompilePool, default_workers
-from torch_piecewise.program import CompiledPieces, Program, Sizes
-from torch_piecewise.progress import Progress
+from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitPlan, plan_split
-from torch_piecewise.splitting_op import splitting_op_for
+from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.stitching import stitch
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (
@@ -47,13 +44,14 @@ class Workshop:
     Args:
         config: the settings.
         bus: gets every event.
+        managers: what makes pieces ready.
     """
 
-    def __init__(self, config: Config, bus: Bus) -> None:
+    def __init__(self, config: Config, bus: Bus, managers: Managers) -> None:
         self.config = config
         self.bus = bus
+        self._managers = managers
         self._policy = CutPolicy.of(() if config.mode == "trace_once" else config.splitting_ops)
-        self._compiler = make_compiler(config.backend)
 
     def build(
         self,
@@ -85,13 +83,12 @@ class Workshop:
         self._report(plan, pieces)
         with self.bus.phase("stitch"):
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
-            through_dispatcher = stitch(plan.module, cuts)
-            direct = through_dispatcher if torch.is_grad_enabled() else stitch(plan.module, cuts, _body_of)
+            stitched = stitch(plan.module, cuts)
         program = Program(
-            stitched=direct,
-            through_dispatcher=through_dispatcher,
+            stitched=stitched,
+            body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
-            manager=self._manager(),
+            manager=self._managers.of(grad_enabled=torch.is_grad_enabled()),
             sizes=self._sizes(dispatch, symbols or {}),
             relations=relations,
             cuts=len(cuts),
@@ -106,31 +103,16 @@ class Workshop:
         shape_env: ShapeEnv | None,
         relations: Sequence[Relation],
         dispatch: str | None,
-    ) -> CompiledPieces:
-        described = describe_pieces(plan.items, shape_env, relations, dispatch)
-        known = {p.name: _identity(p) for p in described if not isinstance(p, EagerPiece)}
-        return CompiledPieces(tuple(described), known)
-
-    def _report(self, plan: SplitPlan, pieces: CompiledPieces) -> None:
-        cuts = sum(item.is_splitting_graph for item in plan.items)
-        self.bus.emit(GraphSplit(pieces=len(plan.items) - cuts, cuts=cuts, distinct=pieces.distinct))
-        for piece in pieces.described:
+    ) -> Pieces:
+        described = {p.name: p for p in describe_pieces(plan.items, shape_env, relations, dispatch)}
+        for piece in described.values():
             if isinstance(piece, EagerPiece) and piece.reason != "it computes nothing":
                 logger.warning("%s stays eager: %s", piece.name, piece.reason)
+        return Pieces([_info(piece) for piece in described.values()], described.__getitem__)
 
-    def _manager(self) -> CompilerManager:
-        compiler = self._compiler
-        grad = torch.is_grad_enabled()
-        if grad and compiler.name == "inductor":
-            # Standalone artifacts are made for inference; gradients need the in-memory compiler.
-            compiler = make_compiler("inductor_memory")
-        options = CompileOptions(
-            inductor_config=dict(self.config.inductor_compile_config),
-            grad_enabled=grad,
-            threads=torch.get_num_threads(),
-        )
-        pool = CompilePool(default_workers(self.config.compile_threads), Progress())
-        return CompilerManager(compiler, options, pool, self.bus, self.config.on_piece_error)
+    def _report(self, plan: SplitPlan, pieces: Pieces) -> None:
+        cuts = sum(item.is_splitting_graph for item in plan.items)
+        self.bus.emit(GraphSplit(pieces=len(plan.items) - cuts, cuts=cuts, distinct=pieces.distinct))
 
     def _sizes(self, dispatch: str | None, symbols: Mapping[str, str]) -> Sizes:
         if dispatch is None:
@@ -154,9 +136,11 @@ def _identity(piece: Piece) -> str:
         return f"unnamed {uuid.uuid4().hex}"
 
 
-def _body_of(target: Any) -> Callable[..., Any] | None:
-    registered = splitting_op_for(target)
-    return registered.body if registered is not None else None
+def _info(piece: Piece | EagerPiece) -> PieceInfo:
+    if isinstance(piece, EagerPiece):
+        return PieceInfo(piece.name, None)
+    symbols = tuple(symbol.name for symbol in piece.symbols)
+    return PieceInfo(piece.name, _identity(piece), symbols, piece.dispatch is not None)
 
 
 class PiecewiseCompileBackend:
@@ -208,7 +192,7 @@ class PiecewiseCompileBackend:
             symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
-            self.program = Workshop(self.config, self.bus).build(
+            self.program = Workshop(self.config, self.bus, Managers(self.config, self.bus)).build(
                 graph, shape_env=shape_env, dispatch=dispatch, symbols=keep
             )
         return _flat_entry(self.program)

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_piecewise.call_form import with_owner_named
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import dynamic_dims
-from torch_piecewise.entry import MISS, Entry
-from torch_piecewise.errors import CaptureError, GuardError
+from torch_piecewise.entry import MISS, CallShape, Entry
+from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
+from torch_piecewise.keeping import Callee, Keeper
+from torch_piecewise.managers import Managers
+from torch_piecewise.store import OpenStore, cache_root, open_store
 from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model
 
 if TYPE_CHECKING:
-    from torch_piecewise.tracing import Tracer
+    from torch_piecewise.tracing import Traced, Tracer
 
 logger = logging.getLogger("torch_piecewise")
 
 RECOMPILE_LIMIT = 16
 """Traces of one callable; more of them means that a call's identity changes with every call."""
+
+
+@functools.cache
+def opened(root: Path) -> OpenStore:
+    """The store at ``root``, one for the process: its locks are the process's."""
+    return open_store(root)
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ class CompiledCall:
         original: Callable[..., Any],
         on_restore: Callable[[], None] = lambda: None,
         declared: Callable[..., Any] | None = None,
+        tag: str | None = None,
     ) -> None:
         self.config = config
         self.counters = Counters()
@@ -82,7 +95,12 @@ class CompiledCall:
         self._on_restore = on_restore
         self._signature = inspect.signature(declared or function)
         self._dims = dynamic_dims(declared or function, config) if config.mode != "none" else {}
+        self._plain: Any = getattr(self._function, "__func__", self._function)
+        self._tag = tag or "backbone"
         self._tracer: Tracer | None = None
+        self._keeper: Keeper | None = None
+        self._managers: Managers | None = None
+        self._kept = 0
         self._entries: tuple[Entry, ...] = ()
         self._calls: tuple[Callable[..., Any], ...] = ()
         self._lock = threading.RLock()
@@ -118,7 +136,7 @@ class CompiledCall:
         program = self._entries[0].program if self._entries else None
         return Stats(
             traces=counts.get("graphs_captured", 0),
-            pieces=len(program.pieces.described) if program else 0,
+            pieces=len(program.pieces.infos) if program else 0,
             cuts=program.cuts if program else 0,
             distinct_pieces=program.pieces.distinct if program else 0,
             artifacts_compiled=counts.get("artifacts_compiled", 0),
@@ -163,32 +181,96 @@ class CompiledCall:
                 result = entry.call(*args, **kwargs)
                 if result is not MISS:
                     return result
+            if self._managers is None:
+                self._open()
+                result = self._from_store(args, kwargs)
+                if result is not MISS:
+                    return result
             if self._entries:
                 self._on_miss(args, kwargs)
-            new = self._new_entry(args, kwargs)
-        result = new.call(*args, **kwargs)
+            result = self._make_entry(args, kwargs)
         if result is MISS:
             raise GuardError(
                 "A fresh trace does not accept the very call it was made from",
-                got=new.why_not(*args, **kwargs),
+                got=self._entries[0].why_not(*args, **kwargs),
                 hint="please report this with the model; guards='full' may serve meanwhile",
             )
         return result
 
-    def _new_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
-        """An entry for calls like this one."""
-        failure: Exception | None = None
+    def _open(self) -> None:
+        """Find the store and what in it could be this callable's."""
+        store = None
+        if not self.config.disable_cache:
+            store = opened(Path(self.config.cache_dir) if self.config.cache_dir else cache_root(os.environ))
+        self._managers = Managers(self.config, self.bus, store)
+        if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
+            return
+        callee = Callee(self._plain, self._owner, self._tag)
         try:
-            entry = self._trace(args, kwargs)
-        except (CaptureError, TypeError) as error:
-            failure = error
-        if failure is not None:
-            if raised_by_model(failure) or not self._takes(args, kwargs):
-                self._original(*args, **kwargs)  # the model refuses a call in its own words
-            raise failure
+            self._keeper = Keeper(store, callee, self.config, self._managers.compiler, self.bus)
+        except FingerprintError as error:
+            logger.warning("nothing of %s is kept: %s", callee.label, error)
+
+    def _from_store(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take every kept program; the result of the call if one of them serves it, else MISS."""
+        if self._keeper is None or self._managers is None:
+            return MISS
+        own_signature = inspect.signature(self._function, follow_wrapped=False)
+        shape = CallShape(own_signature, self._owner, self._plain)
+        answer: Any = MISS
+        with self.bus.phase("load"):
+            for entry in self._keeper.load(shape, self._managers):
+                self._kept += 1
+                self._add(entry)
+                if answer is MISS:
+                    answer = entry.call(*args, **kwargs)
+        return answer
+
+    def _add(self, entry: Entry) -> None:
         self._entries = (entry, *self._entries)
         self._calls = tuple(one.call for one in self._entries)
-        return entry
+
+    def _make_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace and compile, in turn with everybody on the same store, and run the call."""
+        if self._keeper is None:
+            self._add(self._traced(args, kwargs).entry)
+            return self._entries[0].call(*args, **kwargs)
+        if self.config.on_miss == "error":
+            raise MissError(
+                "on_miss='error' and the store has no program for this call",
+                expected="a program kept by an earlier start",
+                got=self._keeper.why(),
+                hint="run once with on_miss='compile' on the same root",
+            )
+        if self.config.on_miss == "eager":
+            return self._original(*args, **kwargs)
+        with self._keeper.turn():
+            before = self._kept
+            result = self._newly_kept(args, kwargs)
+            if result is not MISS:
+                return result
+            traced = self._traced(args, kwargs)
+            self._keeper.keep(traced.entry, traced.sources, traced.companions, before)
+            self._kept += 1
+            self._add(traced.entry)
+        return self._entries[0].call(*args, **kwargs)
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+        """The call traced and compiled; what the model itself refuses, it refuses in its own words."""
+        failure: Exception | None = None
+        try:
+            return self._trace(args, kwargs)
+        except (CaptureError, TypeError) as error:
+            failure = error
+        if raised_by_model(failure) or not self._takes(args, kwargs):
+            self._original(*args, **kwargs)
+        raise failure
+
+    def _newly_kept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What another process kept while this one waited for its turn."""
+        if self._entries:
+            return MISS
+        return self._from_store(args, kwargs)
 
     def _on_miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reason = self._entries[0].why_not(*args, **kwargs)
@@ -208,15 +290,16 @@ class CompiledCall:
         logger.info("tracing again: %s", reason)
         self.bus.emit(Recompiled(reason=reason))
 
-    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         # Imported for its cost: tracing and compiling load Dynamo, which a start from the store never needs.
         from torch_piecewise.tracing import Tracer
 
         start = time.monotonic()
         if self._tracer is None:
+            assert self._managers is not None
             self._tracer = Tracer(
-                self._function, self._signature, self._owner, self._dims, self.config, self.bus
+                self._function, self._signature, self._owner, self._dims, self.config, self.bus, self._managers
             )
-        entry = self._tracer.trace(args, kwargs)
+        traced = self._tracer.trace(args, kwargs)
         logger.info("compiled in %.1f s", time.monotonic() - start)
-        return entry
+        return traced

@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -70,10 +71,13 @@ class State:
     """
 
     def __init__(
-        self, inputs: Sequence[StateInput], children: Sequence[tuple[str, Mapping[str, Any], str]]
+        self, inputs: Sequence[StateInput], children: Sequence[tuple[str, dict[str, Any], str]]
     ) -> None:
         self.inputs = tuple(inputs)
         self._children = tuple((path, holder, name, holder[name]) for path, holder, name in children)
+        holders = {id(holder): holder for _path, holder, _name in children}
+        self._holders = tuple(holders.values())
+        self._child_ids = self._ids_of_children()
         self.accept([entry.holder[entry.key] for entry in self.inputs])
 
     def accept(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -102,11 +106,12 @@ class State:
         return None
 
     def children_unchanged(self) -> bool:
-        """Whether every submodule is the traced one."""
-        for _path, holder, name, child in self._children:  # noqa: SIM110 - a generator costs a third more
-            if holder.get(name) is not child:
-                return False
-        return True
+        """Whether every submodule on the way to an input is the traced one, and none beside it is new."""
+        return self._ids_of_children() == self._child_ids
+
+    def _ids_of_children(self) -> list[int]:
+        # A loop in C: this runs on every call, for every submodule.
+        return list(map(id, chain.from_iterable(map(dict.values, self._holders))))
 
 
 def _tensor_difference(tensor: Any, spec: TensorSpec | None) -> str | None:
@@ -178,9 +183,9 @@ class _EntryWriter:
         self.state = State(*self._state())
         self.values["§state_of"] = self.state
 
-    def _state(self) -> tuple[list[StateInput], list[tuple[str, Mapping[str, Any], str]]]:
+    def _state(self) -> tuple[list[StateInput], list[tuple[str, dict[str, Any], str]]]:
         inputs: list[StateInput] = []
-        children: dict[str, tuple[str, Mapping[str, Any], str]] = {}
+        children: dict[str, tuple[str, dict[str, Any], str]] = {}
         self.loads: list[str] = []
         for source, spec in zip(self.convention.sources, self.convention.specs, strict=True):
             match = self._state_match(source)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch_piecewise.artifact import Artifact
+from torch_piecewise.artifact_store import ArtifactStore
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.errors import CompilerError, PieceCompileError, PiecewiseError
-from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded
+from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded, StoreLookup
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, CompileTask
 from torch_piecewise.ranges import Range
+from torch_piecewise.store import Hit, Miss
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,24 @@ class Unit:
 
     Attributes:
         fingerprint: structural identity of the piece.
-        piece: the first piece of that identity.
+        name: of the first piece of that identity.
         range: sizes of the dispatch symbol; ``ANY_SIZE`` where the piece does not have it.
+        load: the piece by name; called where it has to be compiled.
     """
 
     fingerprint: str
-    piece: Piece
+    name: str
     range: Range
+    load: Callable[[str], Piece]
 
     @property
     def key(self) -> tuple[str, Range]:
         return self.fingerprint, self.range
+
+    @property
+    def piece(self) -> Piece:
+        """The piece itself."""
+        return self.load(self.name)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class CompilerManager:
         pool: where compiling happens.
         bus: gets an event for each artifact compiled, loaded or failed.
         on_piece_error: ``"raise"``, or ``"eager"`` to run a piece that fails to compile as it was traced.
+        kept: where artifacts are looked up first and kept after; None to keep nothing.
     """
 
     def __init__(
@@ -67,11 +78,13 @@ class CompilerManager:
         pool: CompilePool,
         bus: Bus,
         on_piece_error: str = "raise",
+        kept: ArtifactStore | None = None,
     ) -> None:
         self.compiler = compiler
         self.options = options
         self.bus = bus
         self._pool = pool
+        self._kept = kept
         self._eager_on_error = on_piece_error == "eager"
         self._ready: dict[tuple[str, Range], Ready] = {}
         self._lock = threading.RLock()
@@ -86,13 +99,36 @@ class CompilerManager:
         with self._lock:
             wanted = {unit.key: unit for unit in units}
             missing = {key: unit for key, unit in wanted.items() if key not in self._ready}
-            for unit, outcome in self._compile(list(missing.values())):
-                self._ready[unit.key] = self._finish(unit, outcome)
+            absent = [unit for unit in missing.values() if not self._take_kept(unit)]
+            if absent:
+                self._make(absent)
             return {key: self._ready[key] for key in wanted}
 
-    def _compile(self, units: list[Unit]) -> Iterable[tuple[Unit, Any]]:
-        tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in units]
-        return zip(units, self._pool.run(tasks), strict=True)
+    def _take_kept(self, unit: Unit) -> bool:
+        """Load ``unit`` from the store; whether it was there and could be loaded."""
+        if self._kept is None:
+            return False
+        what = f"{unit.name} {unit.range}"
+        found = self._kept.find(unit.fingerprint, unit.range)
+        if isinstance(found, Hit):
+            try:
+                self._ready[unit.key] = self._load(unit, found.value, "store")
+            except Exception as error:  # noqa: BLE001 - whatever a foreign machine's artifact does on loading
+                found = Miss(f"it does not load here: {error!r}")
+        reason = found.reason if isinstance(found, Miss) else ""
+        self.bus.emit(StoreLookup(what=what, hit=not reason, reason=reason))
+        return not reason
+
+    def _make(self, units: list[Unit]) -> None:
+        """Compile ``units``, each in its turn among everybody who shares the store."""
+        turns = self._kept.flights([unit.key for unit in units]) if self._kept is not None else nullcontext()
+        with turns:
+            # Another process may have made some while this one waited for its turn.
+            absent = units if self._kept is None else [unit for unit in units if not self._take_kept(unit)]
+            tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
+            made = list(zip(absent, self._pool.run(tasks), strict=True))
+            for unit, outcome in made:
+                self._ready[unit.key] = self._finish(unit, outcome)
 
     def _finish(self, unit: Unit, outcome: Any) -> Ready:
         result, seconds = outcome
@@ -100,39 +136,43 @@ class CompilerManager:
             return self._failed(unit, result)
         if not isinstance(result, Artifact):
             raise CompilerError(
-                f"Compiler {self.compiler.name!r} returned no artifact for {unit.piece.name}",
+                f"Compiler {self.compiler.name!r} returned no artifact for {unit.name}",
                 expected="an Artifact",
                 got=repr(result),
                 hint="Compiler.compile(piece, range, options) has to return an Artifact",
             )
         self.bus.emit(
-            PieceCompiled(
-                piece=unit.piece.name, range=unit.range, compiler=self.compiler.name, seconds=seconds
-            )
+            PieceCompiled(piece=unit.name, range=unit.range, compiler=self.compiler.name, seconds=seconds)
         )
+        ready = self._load(unit, result, "compiled")
+        if self._kept is not None:
+            self._kept.keep(unit.fingerprint, result)
+        return ready
+
+    def _load(self, unit: Unit, artifact: Artifact, source: str) -> Ready:
         start = time.monotonic()
-        run = self.compiler.load(result)
+        run = self.compiler.load(artifact)
         if not callable(run):
             raise CompilerError(
-                f"Compiler {self.compiler.name!r} loaded nothing that can be called for {unit.piece.name}",
+                f"Compiler {self.compiler.name!r} loaded nothing that can be called for {unit.name}",
                 expected="a callable",
                 got=repr(run),
             )
         self.bus.emit(
             PieceLoaded(
-                piece=unit.piece.name,
+                piece=unit.name,
                 range=unit.range,
                 compiler=self.compiler.name,
-                source="compiled",
+                source=source,
                 seconds=time.monotonic() - start,
             )
         )
-        return Ready(run, result)
+        return Ready(run, artifact)
 
     def _failed(self, unit: Unit, error: BaseException) -> Ready:
         if not isinstance(error, Exception):
             raise error
-        self.bus.emit(PieceFailed(piece=unit.piece.name, range=unit.range, reason=_first_line(error)))
+        self.bus.emit(PieceFailed(piece=unit.name, range=unit.range, reason=_first_line(error)))
         if self._eager_on_error:
             return Ready(unit.piece.graph.forward, None)
         if isinstance(error, CompilerError):
@@ -142,7 +182,7 @@ class CompilerManager:
 
         operation, line = source_line(error, unit.piece.graph)
         raise PieceCompileError(
-            f"{unit.piece.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}",
+            f"{unit.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}",
             expected="a piece that the compiler accepts",
             got=f"{type(error).__name__}: {_first_line(error)}",
             hint=f"the failing op is {operation}, from {line}; "

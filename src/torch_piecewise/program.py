@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch.fx import GraphModule
+
+from torch_piecewise.artifact import guard_name
 from torch_piecewise.dispatch import SizeTable, serving_range
 from torch_piecewise.errors import GuardError
 from torch_piecewise.manager import CompilerManager, Ready, Unit
@@ -43,37 +46,80 @@ SizeKey = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class CompiledPieces:
-    """The compiled side of a split graph.
+class PieceInfo:
+    """What a program knows of one of its pieces without its graph.
 
     Attributes:
-        described: every piece that is no cut, in graph order.
-        fingerprints: name of a piece to compile -> its structural identity.
+        name: ``submod_N``.
+        fingerprint: structural identity; None for a piece that stays eager.
+        symbols: the piece's symbols in their order; artifacts' guards speak of them by position.
+        ranged: whether it has the dispatch symbol, so that each range compiles it anew.
     """
 
-    described: tuple[Piece | EagerPiece, ...]
-    fingerprints: Mapping[str, str]
+    name: str
+    fingerprint: str | None
+    symbols: tuple[str, ...] = ()
+    ranged: bool = False
 
-    @property
-    def to_compile(self) -> tuple[Piece, ...]:
-        return tuple(piece for piece in self.described if isinstance(piece, Piece))
+
+class Pieces:
+    """The pieces of a split graph that are no cuts.
+
+    Args:
+        infos: in graph order.
+        load: the piece itself by name; called at most once for each, and only where its graph is needed.
+    """
+
+    def __init__(self, infos: Sequence[PieceInfo], load: Callable[[str], Piece | EagerPiece]) -> None:
+        self.infos = tuple(infos)
+        self._load = load
+        self._loaded: dict[str, Piece | EagerPiece] = {}
+        self._first: dict[str, PieceInfo] = {}
+        for info in self.infos:
+            if info.fingerprint is not None:
+                self._first.setdefault(info.fingerprint, info)
+        self._representative = {
+            info.name: self._first[info.fingerprint].name
+            for info in self.infos
+            if info.fingerprint is not None
+        }
 
     @property
     def distinct(self) -> int:
         """How many different pieces there are to compile."""
-        return len(set(self.fingerprints.values()))
+        return len(self._first)
+
+    def graph(self, name: str) -> GraphModule:
+        """The graph of one piece, or of one that computes the same."""
+        return self.piece(name).graph
+
+    def piece(self, name: str) -> Piece | EagerPiece:
+        """One piece by name, or one that computes the same."""
+        name = self._representative.get(name, name)
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def needed(self) -> list[str]:
+        """Names of the pieces whose graphs another process may need: each distinct one, and eager ones."""
+        eager = [info.name for info in self.infos if info.fingerprint is None]
+        return [*(info.name for info in self._first.values()), *eager]
 
     def units(self, wanted: Range) -> dict[str, Unit]:
         """For each piece to compile, the unit that serves ``wanted``."""
         units: dict[str, Unit] = {}
-        first: dict[str, Piece] = {}
-        for piece in self.to_compile:
-            fingerprint = self.fingerprints[piece.name]
-            representative = first.setdefault(fingerprint, piece)
-            units[piece.name] = Unit(
-                fingerprint, representative, wanted if piece.dispatch is not None else ANY_SIZE
-            )
+        for info in self.infos:
+            if info.fingerprint is not None:
+                name = self._first[info.fingerprint].name
+                units[info.name] = Unit(
+                    info.fingerprint, name, wanted if info.ranged else ANY_SIZE, self._compilable
+                )
         return units
+
+    def _compilable(self, name: str) -> Piece:
+        piece = self.piece(name)
+        assert isinstance(piece, Piece)
+        return piece
 
 
 class Program:
@@ -83,8 +129,8 @@ class Program:
     does when that returns None.
 
     Args:
-        stitched: the straight line that calls cut ops' bodies directly.
-        through_dispatcher: the same through the dispatcher, for calls under a dispatch mode.
+        stitched: the straight line, calling cut ops through the dispatcher.
+        body_of: for an op, the Python body to call instead where nothing watches the dispatcher.
         pieces: what to compile.
         manager: makes it ready.
         sizes: for which sizes.
@@ -96,8 +142,8 @@ class Program:
         self,
         *,
         stitched: Stitched,
-        through_dispatcher: Stitched,
-        pieces: CompiledPieces,
+        body_of: Callable[[Any], Callable[..., Any] | None],
+        pieces: Pieces,
         manager: CompilerManager,
         sizes: Sizes,
         relations: Sequence[Relation],
@@ -109,7 +155,7 @@ class Program:
         self.sizes = sizes
         self.relations = tuple(relations)
         self._manager = manager
-        self._lines = (stitched, through_dispatcher)
+        self._lines = (stitched.replaced(body_of), stitched)
         self._runners: dict[tuple[Range, bool], Runner] = {}
         self._lock = threading.RLock()
         self.table: SizeTable[SizeKey, Runner] = SizeTable(lambda key: self._resolve(key, modes=False))
@@ -144,10 +190,10 @@ class Program:
 
     def _runner(self, serving: Range, sizes: Mapping[str, int], modes: bool) -> Runner:
         ready = self._ready(serving)
-        if not self._artifacts_accept(ready, sizes) and self.sizes.dispatch is not None:
+        if not self._accepted(ready, sizes) and self.sizes.dispatch is not None:
             serving = Range(sizes[self.sizes.dispatch], sizes[self.sizes.dispatch])
             ready = self._ready(serving)
-        if not self._artifacts_accept(ready, sizes):
+        if not self._accepted(ready, sizes):
             return self._bind(ready, modes, eager=True)
         if (serving, modes) not in self._runners:
             self._runners[serving, modes] = self._bind(ready, modes, eager=False)
@@ -158,19 +204,30 @@ class Program:
         ready = self._manager.prepare(units.values())
         return {name: ready[unit.key] for name, unit in units.items()}
 
-    @staticmethod
-    def _artifacts_accept(ready: Mapping[str, Ready], sizes: Mapping[str, int]) -> bool:
-        texts = {text for one in ready.values() if one.artifact is not None for text in one.artifact.guards}
-        return all(Relation(text).holds(sizes) for text in texts)
+    def _accepted(self, ready: Mapping[str, Ready], sizes: Mapping[str, int]) -> bool:
+        """Whether what the compilers relied on beside the range holds for these sizes."""
+        for info in self.pieces.infos:
+            one = ready.get(info.name)
+            if one is None or one.artifact is None or not one.artifact.guards:
+                continue
+            values = {guard_name(i): sizes[s] for i, s in enumerate(info.symbols) if s in sizes}
+            if not all(Relation(text).holds(values) for text in one.artifact.guards):
+                return False
+        return True
 
     def _bind(self, ready: Mapping[str, Ready], modes: bool, *, eager: bool) -> Runner:
-        callables: dict[str, Callable[..., Any]] = {}
-        line = self._lines[modes]
-        graphs = {piece.name: piece.graph for piece in self.pieces.described}
-        for name in line.pieces:
+        return self._lines[modes].bind(self._callables(ready, eager=eager))
+
+    def callables(self, size: int) -> dict[str, Callable[..., Any]]:
+        """What the straight line calls for a size of the dispatch dim, by piece."""
+        return self._callables(self._ready(self._serving({self.sizes.dispatch or "": size})), eager=False)
+
+    def _callables(self, ready: Mapping[str, Ready], *, eager: bool) -> dict[str, Callable[..., Any]]:
+        found: dict[str, Callable[..., Any]] = {}
+        for name in self.stitched.pieces:
             one = ready.get(name)
-            callables[name] = graphs[name].forward if eager or one is None else one.run
-        return line.bind(callables)
+            found[name] = self.pieces.graph(name).forward if eager or one is None else one.run
+        return found
 
     def _rejected(self, relation: Relation, sizes: Mapping[str, int]) -> GuardError:
         named = {self.sizes.names.get(symbol, symbol): value for symbol, value in sizes.items()}

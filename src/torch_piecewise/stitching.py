@@ -37,6 +37,15 @@ class Stitched:
     pieces: tuple[str, ...]
     constants: Mapping[str, Any] = field(repr=False)
 
+    def replaced(self, body_of: Callable[[Any], Callable[..., Any] | None]) -> Stitched:
+        """The same line with other objects behind some constants.
+
+        Args:
+            body_of: for a constant, what to call instead of it; None to keep it.
+        """
+        constants = {name: body_of(value) or value for name, value in self.constants.items()}
+        return Stitched(self.source, self.pieces, constants)
+
     def bind(self, callables: Mapping[str, Callable[..., Any]]) -> Runner:
         """The function for one range.
 
@@ -53,32 +62,20 @@ class Stitched:
         return make(*(scope[name] for name in (*self.pieces, *self.constants)))
 
 
-def stitch(
-    module: GraphModule,
-    inline: Iterable[str],
-    direct_call: Callable[[Any], Callable[..., Any] | None] = lambda target: None,
-) -> Stitched:
+def stitch(module: GraphModule, inline: Iterable[str]) -> Stitched:
     """Write the straight line for a split graph.
 
     Args:
         module: as made by ``split_graph``.
         inline: names of the pieces whose operations stand in line (the cuts).
-        direct_call: for an op target, the Python body to call instead of going through the dispatcher;
-            None to call the op.
     """
-    return _Writer(module, frozenset(inline), direct_call).write()
+    return _Writer(module, frozenset(inline)).write()
 
 
 class _Writer:
-    def __init__(
-        self,
-        module: GraphModule,
-        inline: frozenset[str],
-        direct_call: Callable[[Any], Callable[..., Any] | None],
-    ) -> None:
+    def __init__(self, module: GraphModule, inline: frozenset[str]) -> None:
         self.module = module
         self.inline = inline
-        self.direct_call = direct_call
         self.names: dict[Node, str] = {}
         self.taken: set[str] = set(dir(builtins)) | {"make", "run"}
         self.constants: dict[str, Any] = {}
@@ -168,8 +165,7 @@ class _Writer:
             return f"{called}({', '.join(args + keywords)})"
         if node.target is operator.getitem:
             return f"{args[0]}[{args[1]}]"
-        body = self.direct_call(node.target)
-        called = self._constant(_label(node.target), body if body is not None else node.target)
+        called = self._constant(_label(node.target), node.target)
         return f"{called}({', '.join(args + keywords)})"
 
     # -- names and values

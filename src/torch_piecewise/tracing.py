@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch_piecewise.backend import Workshop
@@ -15,7 +16,22 @@ from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.events import Bus, GraphCaptured
 from torch_piecewise.input_guards import convention_of
+from torch_piecewise.managers import Managers
 from torch_piecewise.torch_private.shapes import describe_input
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A fresh entry, with what is kept beside it.
+
+    Attributes:
+        sources: files of all code that the trace ran through.
+        companions: file name -> text for people.
+    """
+
+    entry: Entry
+    sources: tuple[str, ...]
+    companions: dict[str, str]
 
 
 class Tracer:
@@ -36,6 +52,7 @@ class Tracer:
         dims: Dims,
         config: Config,
         bus: Bus,
+        managers: Managers,
     ) -> None:
         self._function = function
         self._named = named
@@ -43,15 +60,16 @@ class Tracer:
         self._dims = dims
         self._config = config
         self._bus = bus
-        self._workshop = Workshop(config, bus)
+        self._workshop = Workshop(config, bus, managers)
 
-    def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+    def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         """Trace and compile for calls like this one."""
         call = call_form(self._function, self._named, args, kwargs)
         with self._bus.phase("trace"):
             captured = capture(self._function, call, self._dims, self._config)
         raw = captured.raw
         self._bus.emit(GraphCaptured(nodes=len(raw.graph.graph.nodes)))
+        graph_text = raw.graph.print_readable(print_output=False)
         program = self._workshop.build(
             raw.graph,
             shape_env=raw.shape_env,
@@ -67,7 +85,16 @@ class Tracer:
             frame[owner_name] = self._owner
         specs = [describe_input(fake) for fake in raw.fakes]
         shape = CallShape(bound.signature, self._owner, raw.traced)
-        return Entry(convention_of(raw, owner_name, frame, specs), shape, program)
+        entry = Entry(convention_of(raw, owner_name, frame, specs), shape, program)
+        return Traced(
+            entry=entry,
+            sources=tuple(code.co_filename for code in raw.traced_code),
+            companions={
+                "computation_graph.py": graph_text,
+                "transformed_code.py": entry.source,
+                "runner.py": program.stitched.source,
+            },
+        )
 
 
 def closure_values(function: types.FunctionType) -> dict[str, Any]:

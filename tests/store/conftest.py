@@ -12,6 +12,10 @@ from torch_piecewise.store import Draft, OpenStore, open_store
 from torch_piecewise.store.files import Files
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes many seconds; left out with -m 'not slow'")
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "cache"

@@ -60,6 +60,22 @@ def test_getting_an_entry_saves_it_from_going(opened, reopen, key):
     assert kept(opened, "abcdef", key) == "aef"
 
 
+def test_an_entry_that_is_used_after_the_clean_up_looked_stays(opened, key):
+    from dataclasses import replace
+
+    fill(opened, key, "ab")
+
+    class UsedMeanwhile:
+        work = True
+
+        def try_exclude(self, digest: str):
+            opened.disk._place(key("a")).manifest.touch()
+            return NoLeases().try_exclude(digest)
+
+    replace(opened.housekeeper, leases=UsedMeanwhile()).prune(limit_bytes=0)
+    assert kept(opened, "ab", key) == "a"
+
+
 def test_file_systems_own_access_times_do_not_count(opened, key):
     fill(opened, key, "abc")
     manifest = opened.disk._place(key("a")).manifest
@@ -189,6 +205,22 @@ def test_temp_files_of_the_dead_go_and_those_of_the_living_stay(opened, root):
     assert living.exists()
     assert not dead.exists()
     assert other.exists()
+
+
+@pytest.mark.parametrize("step", ["temp-created", "temp-written", "temp-flushed", "blob-published"])
+def test_a_clean_up_in_the_middle_of_a_put_takes_nothing_from_it(root, reopen, key, draft, step):
+    other, reports = reopen(), []
+
+    def at_step(name: str) -> None:
+        if name == step:
+            reports.append(other.housekeeper.prune(grace_seconds=0))
+
+    opened = open_store(root, files=Files(durable=False, at_step=at_step))
+    opened.disk.put(key("a"), draft("a"))
+    assert reports
+    assert sum(report.freed_bytes for report in reports) == 0
+    entry = opened.store.get(key("a")).value
+    assert {role: opened.store.blobs.read(ref).value for role, ref in entry.blobs.items()} == draft("a").blobs
 
 
 def test_a_folder_whose_manifest_was_never_published_goes(opened, root):

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch_piecewise.cache_key import Difference, Key, explain_miss, ingredients_from_json, nearest
 from torch_piecewise.errors import ConfigError, MissError
 from torch_piecewise.store.base import Entry, Hit
-from torch_piecewise.store.files import Files
+from torch_piecewise.store.files import Files, mapped_errors
 from torch_piecewise.store.inspection import Listed, Verdict, listed, verify
 from torch_piecewise.store.layout import Layout
 from torch_piecewise.store.opening import open_store
@@ -43,8 +43,10 @@ def entries_of(root: Path) -> list[Listed]:
 
     Raises:
         UntrustedError: others can write to it.
+        StoreError: it cannot be read.
     """
-    return listed(_trusted(root), Files())
+    with mapped_errors("listing it", root):
+        return listed(_trusted(root), Files())
 
 
 def verdict_of(root: Path) -> Verdict:
@@ -52,8 +54,10 @@ def verdict_of(root: Path) -> Verdict:
 
     Raises:
         UntrustedError: others can write to it.
+        StoreError: it cannot be read.
     """
-    return verify(_trusted(root), Files())
+    with mapped_errors("looking it over", root):
+        return verify(_trusted(root), Files())
 
 
 def find_entry(root: Path, target: str) -> Entry:

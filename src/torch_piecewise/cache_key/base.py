@@ -13,6 +13,9 @@ from torch_piecewise.errors import FingerprintError
 
 Scalar = None | bool | int | float | str
 
+PythonValue = Any
+"""Any Python object at all: what it is, is found out by looking at it."""
+
 _SPELLING = b"torch-piecewise key 1\n"
 
 
@@ -85,7 +88,7 @@ def short_digest(data: bytes | str) -> str:
     return f"sha256:{hashlib.sha256(text).hexdigest()[:32]}"
 
 
-def _from_json(pair: object) -> Ingredient:
+def _from_json(pair: PythonValue) -> Ingredient:
     fits = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
     if not fits or not isinstance(pair[0], str):
         raise FingerprintError("An ingredient is mistyped", expected="[name, value]", got=repr(pair)[:200])

@@ -7,39 +7,52 @@ ingredients of their own.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import hashlib
 import sys
+import sysconfig
 import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-_BY_NAME = frozenset({"torch", "builtins", *sys.stdlib_module_names}) - {"__main__"}
+from torch_piecewise.cache_key.base import PythonValue
+
+_BY_VERSION = frozenset({"torch", "builtins"})
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _DEEPEST = 4
 
 
 def goes_by_name(module: str | None) -> bool:
     """Whether code of that module is identified by a version instead of its content."""
-    return module is not None and module.split(".", 1)[0] in _BY_NAME
+    top = (module or "").split(".", 1)[0]
+    if top in _BY_VERSION:
+        return True
+    if top not in sys.stdlib_module_names:
+        return False
+    # A script folder may hold a "code.py" or "queue.py" of its own.
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return file is None or file.startswith(_STANDARD_LIBRARY)
 
 
-def name_of(thing: object) -> str:
+def name_of(thing: PythonValue) -> str:
     """``package.module.Qualified.name`` of a class or function."""
     module = getattr(thing, "__module__", None)
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or type(thing).__name__
     return f"{module}.{name}" if isinstance(module, str) and module != "builtins" else str(name)
 
 
-def code_digest(function: Callable[..., Any]) -> str:
-    """Digest of a Python function's code, defaults and what its closure holds; of others their name.
+def code_digest(function: Callable[..., Any], *, values: bool = True) -> str:
+    """Digest of a Python function's code; what has no code counts by its name.
 
-    Raises nothing: what has no code is named.
+    Args:
+        values: whether defaults and what the closure holds count too, or only the code itself.
     """
-    digester = _Digester()
+    digester = _Digester(values)
     digester.add_callable(function)
     return digester.text()
 
@@ -71,8 +84,25 @@ def class_values(cls: type) -> dict[str, Any]:
     return values
 
 
+def function_values(function: types.FunctionType) -> dict[str, Any]:
+    """Defaults by ``(default name)`` and what the closure holds by ``(closure name)``."""
+    code = function.__code__
+    positional = code.co_varnames[: code.co_argcount]
+    defaults = function.__defaults__ or ()
+    named = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+    values = {
+        f"(default {name})": value for name, value in {**named, **(function.__kwdefaults__ or {})}.items()
+    }
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        # A cell without contents belongs to a name that was not assigned yet.
+        with contextlib.suppress(ValueError):
+            values[f"(closure {name})"] = cell.cell_contents
+    return values
+
+
 class _Digester:
-    def __init__(self) -> None:
+    def __init__(self, values: bool = True) -> None:
+        self._values = values
         self._hash = hashlib.sha256()
         self._seen: set[int] = set()
 
@@ -85,7 +115,7 @@ class _Digester:
             self._hash.update(b"%d:" % len(data))
             self._hash.update(data)
 
-    def add_member(self, name: str, value: object) -> None:
+    def add_member(self, name: str, value: PythonValue) -> None:
         if isinstance(value, staticmethod | classmethod):
             self.add("method", name, type(value).__name__)
             self.add_callable(value.__func__)
@@ -101,7 +131,7 @@ class _Digester:
             self.add("method", name)
             self.add_callable(value)
 
-    def add_callable(self, function: object) -> None:
+    def add_callable(self, function: PythonValue) -> None:
         if id(function) in self._seen:
             return self.add("seen", name_of(function))
         self._seen.add(id(function))
@@ -121,6 +151,8 @@ class _Digester:
             return self.add("named", name_of(function))
         self.add("code")
         self._add_code(function.__code__)
+        if not self._values:
+            return None
         for value in (*(function.__defaults__ or ()), *_sorted_values(function.__kwdefaults__ or {})):
             self._add_value(value)
         for cell in function.__closure__ or ():
@@ -134,7 +166,7 @@ class _Digester:
             return self.add("empty cell")
         return self._add_value(value)
 
-    def _add_value(self, value: object) -> None:
+    def _add_value(self, value: PythonValue) -> None:
         if callable(value) and not isinstance(value, type):
             return self.add_callable(value)
         return self.add("value", constant_text(value))
@@ -158,7 +190,7 @@ def _sorted_values(mapping: dict[str, Any]) -> list[Any]:
     return [value for _, value in sorted(mapping.items())]
 
 
-def constant_text(value: object, depth: int = 0) -> str:
+def constant_text(value: PythonValue, depth: int = 0) -> str:
     """A text that is the same in every process: sets sorted, unknown objects by their class's name."""
     kind = type(value)
     if kind in _SIMPLE:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torch_piecewise.cache_key.base import Ingredient
 from torch_piecewise.cache_key.code import class_digest, class_values, goes_by_name, name_of
-from torch_piecewise.cache_key.values import OPAQUE, Describer
-from torch_piecewise.torch_private_store import module_bookkeeping, module_hooks, registered_children
+from torch_piecewise.cache_key.plain import OPAQUE
+from torch_piecewise.cache_key.values import Describer
+from torch_piecewise.torch_private.store import (
+    module_bookkeeping,
+    module_hooks,
+    registered_children,
+    registered_tensors,
+)
 
 LABELS = frozenset(
     {
@@ -84,11 +90,7 @@ class _Tree:
         )
 
     def _tensors(self, module: nn.Module, where: str) -> Iterator[Ingredient]:
-        named = itertools.chain(
-            module.named_parameters(recurse=False, remove_duplicate=False),
-            module.named_buffers(recurse=False, remove_duplicate=False),
-        )
-        for name, tensor in named:
+        for name, tensor in registered_tensors(module):
             yield Ingredient(name, self._describer.value(tensor, f"{where}.{name}"))
 
     def _classes(self) -> Iterator[Ingredient]:
@@ -126,9 +128,7 @@ def _shared_memory(modules: list[tuple[str, nn.Module | str]]) -> Iterator[Ingre
     for path, module in modules:
         if isinstance(module, str):
             continue
-        for name, tensor in itertools.chain(
-            module.named_parameters(recurse=False), module.named_buffers(recurse=False)
-        ):
+        for name, tensor in registered_tensors(module):
             span = None if id(tensor) in seen else _span(tensor, f"{path}.{name}" if path else name)
             seen.add(id(tensor))
             if span is not None:
@@ -153,7 +153,9 @@ class _Span:
 
 def _span(tensor: torch.Tensor, name: str) -> _Span | None:
     """The bytes from ``start`` up to ``end`` that a tensor reaches; None where it has none to ask for."""
-    if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.numel() == 0:
+    if is_lazy(tensor) or tensor.layout != torch.strided or tensor.device.type == "meta":
+        return None
+    if tensor.numel() == 0:
         return None
     try:
         start = tensor.data_ptr()

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import collections
-import datetime
-import decimal
-import enum
-import fractions
 import functools
-import logging
-import math
-import pathlib
-import re
 import types
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from torch_piecewise.cache_key.base import Ingredient, Scalar, short_digest
-from torch_piecewise.cache_key.code import code_digest, goes_by_name, name_of
-from torch_piecewise.torch_private_store import operator_name
+from torch_piecewise.cache_key.base import Ingredient, PythonValue, Scalar, short_digest
+from torch_piecewise.cache_key.code import code_digest, function_values, goes_by_name, name_of
+from torch_piecewise.cache_key.plain import (
+    LONGEST_TEXT,
+    OPAQUE,
+    flat_text,
+    member_text,
+    plain_value,
+    tensor_text,
+    worth_of,
+)
+from torch_piecewise.torch_private.store import operator_name
 
 Value = Scalar | tuple[Ingredient, ...]
 
@@ -33,28 +33,7 @@ _FUNCTIONS = (
     types.MethodWrapperType,
     types.MethodDescriptorType,
 )
-_LONGEST_TEXT = 1000
 _DEEPEST = 40
-_LARGEST_INT = 1 << 256
-_BY_REPR = (
-    complex,
-    range,
-    slice,
-    type(Ellipsis),
-    torch.dtype,
-    torch.layout,
-    torch.memory_format,
-    torch.Size,
-    decimal.Decimal,
-    fractions.Fraction,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    pathlib.PurePath,
-    re.Pattern,
-)
-OPAQUE = "opaque"
-"""How the text of a value begins whose state cannot be seen."""
 
 
 class Describer:
@@ -70,7 +49,7 @@ class Describer:
         self._keep: list[Any] = []
         self.classes: dict[type, None] = {}
 
-    def first_path(self, thing: object, path: str) -> str | None:
+    def first_path(self, thing: PythonValue, path: str) -> str | None:
         """Where ``thing`` was met before; None the first time, which is remembered as ``path``."""
         known = self._paths.get(id(thing))
         if known is None:
@@ -87,16 +66,16 @@ class Describer:
             if name not in self._ignore
         )
 
-    def value(self, value: object, path: str, depth: int = 0) -> Value:
+    def value(self, value: PythonValue, path: str, depth: int = 0) -> Value:
         """``value`` as it goes into a key.
 
         Strings are in quotes, so that none can be taken for another kind of value.
         """
-        if depth > _DEEPEST:
-            return f"{OPAQUE} {name_of(type(value))}: nested too deep"
-        plain, is_plain = _plain(value)
+        plain, is_plain = plain_value(value)
         if is_plain:
             return plain
+        if depth > _DEEPEST:
+            return f"{OPAQUE} {name_of(type(value))}: nested too deep"
         if isinstance(value, dict | list | tuple | set | frozenset | collections.deque):
             return self._container(value, path, depth)
         if isinstance(value, torch.Tensor):
@@ -105,11 +84,11 @@ class Describer:
             return self._callable(value, path, depth)
         return self._object(value, path, depth)
 
-    def _container(self, value: object, path: str, depth: int) -> Value:
+    def _container(self, value: PythonValue, path: str, depth: int) -> Value:
         kind = name_of(type(value))
-        text = _flat_text(value)
+        text = flat_text(value)
         if text is not None:
-            return text if len(text) <= _LONGEST_TEXT else f"{kind} of {len(value)}: {short_digest(text)}"
+            return text if len(text) <= LONGEST_TEXT else f"{kind} of {len(value)}: {short_digest(text)}"
         known = self.first_path(value, path)
         if known is not None:
             return f"same as {known}"
@@ -119,15 +98,15 @@ class Describer:
             parts.append(Ingredient("(attributes)", self.attributes(own, path, depth + 1)))
         return tuple(parts)
 
-    def _items(self, value: object, path: str, depth: int) -> Iterable[Ingredient]:
+    def _items(self, value: PythonValue, path: str, depth: int) -> Iterable[Ingredient]:
         if isinstance(value, dict):
             for number, (key, item) in enumerate(value.items()):
-                plain, is_plain = _plain(key)
+                plain, is_plain = plain_value(key)
                 name = f"[{plain}]" if is_plain else f"[key {number}, {name_of(type(key))}]"
                 yield Ingredient(name, self.value(item, f"{path}{name}", depth))
         elif isinstance(value, set | frozenset):
             # Members without a text count by class and number: sets have no order to name them by.
-            for name, count in sorted(collections.Counter(map(_member_text, value)).items()):
+            for name, count in sorted(collections.Counter(map(member_text, value)).items()):
                 yield Ingredient(f"[{name}]", count)
         else:
             for number, item in enumerate(value):
@@ -149,10 +128,11 @@ class Describer:
             *self.attributes(inner, path, depth + 1),
         )
 
-    def _callable(self, value: object, path: str, depth: int) -> Value:
+    def _callable(self, value: PythonValue, path: str, depth: int) -> Value:
         if isinstance(value, types.MethodType):
             owner = self.value(value.__self__, f"{path}.(self)", depth + 1)
-            return (Ingredient("(method)", _named(value.__func__)), Ingredient("(self)", owner))
+            method = self.value(value.__func__, f"{path}.(method)", depth + 1)
+            return (Ingredient("(method)", method), Ingredient("(self)", owner))
         if isinstance(value, functools.partial):
             bound = {"(arguments)": list(value.args), "(keywords)": dict(value.keywords)}
             function = self.value(value.func, f"{path}.(function)", depth + 1)
@@ -161,14 +141,26 @@ class Describer:
             if not goes_by_name(value.__module__):
                 self.classes.setdefault(value)
             return f"class {name_of(value)}"
+        if isinstance(value, types.FunctionType) and not goes_by_name(value.__module__):
+            return self._function(value, path, depth)
         if isinstance(value, _FUNCTIONS):
-            return _named(value)
+            return f"function {name_of(value)}"
         operator = operator_text(value)
         if operator is not None:
             return operator
         return self._object(value, path, depth)
 
-    def _object(self, value: object, path: str, depth: int) -> Value:
+    def _function(self, value: types.FunctionType, path: str, depth: int) -> Value:
+        name = f"function {name_of(value)} {code_digest(value, values=False)}"
+        held = function_values(value)
+        if not held:
+            return name
+        known = self.first_path(value, path)
+        if known is not None:
+            return f"same function as {known}"
+        return (Ingredient("(function)", name), *self.attributes(held, path, depth + 1))
+
+    def _object(self, value: PythonValue, path: str, depth: int) -> Value:
         known = self.first_path(value, path)
         if known is not None:
             return f"same object as {known}"
@@ -178,10 +170,14 @@ class Describer:
         state = _state(value)
         if state is None:
             return f"{OPAQUE} {name_of(kind)}"
-        return (Ingredient("(class)", name_of(kind)), *self.attributes(state, path, depth + 1))
+        parts = [Ingredient("(class)", name_of(kind))]
+        worth = worth_of(value)
+        if worth is not None:
+            parts.append(Ingredient("(value)", worth))
+        return (*parts, *self.attributes(state, path, depth + 1))
 
 
-def _state(value: object) -> dict[str, Any] | None:
+def _state(value: PythonValue) -> dict[str, Any] | None:
     """The attributes of an object; None where they cannot be seen (written in C)."""
     state: dict[str, Any] = {}
     seen = False
@@ -203,110 +199,10 @@ def _state(value: object) -> dict[str, Any] | None:
     return state
 
 
-def operator_text(value: object) -> str | None:
+def operator_text(value: PythonValue) -> str | None:
     """The text of an operator of the dispatcher, with the body of a Python one; None for all else."""
     named = operator_name(value)
     if named is None:
         return None
     name, body = named
     return f"operator {name}" if body is None else f"operator {name} {code_digest(body)}"
-
-
-def _named(function: object) -> str:
-    if isinstance(function, types.FunctionType) and not goes_by_name(function.__module__):
-        return f"function {name_of(function)} {code_digest(function)}"
-    return f"function {name_of(function)}"
-
-
-def tensor_text(tensor: torch.Tensor) -> str:
-    """All about a tensor that code compiled for it relies on, but its values and its address."""
-    kind = "" if type(tensor) in (torch.Tensor, nn.Parameter) else f"{name_of(type(tensor))} "
-    if is_lazy(tensor):
-        return f"{kind}{_short(tensor.dtype)} uninitialized {tensor.device.type}"
-    stride = f"stride {list(tensor.stride())}" if tensor.layout == torch.strided else _short(tensor.layout)
-    grad = " requires_grad" if tensor.requires_grad else ""
-    return f"{kind}{_short(tensor.dtype)} {list(tensor.shape)} {stride} {tensor.device.type}{grad}"
-
-
-def _short(thing: object) -> str:
-    return str(thing).removeprefix("torch.")
-
-
-def _plain(value: object) -> tuple[Scalar, bool]:
-    """The scalar that stands for ``value``, and whether there is one."""
-    kind = type(value)
-    if value is None or kind is bool:
-        return value, True
-    if kind is int:
-        return (value if -_LARGEST_INT < value < _LARGEST_INT else f"int {short_digest(hex(value))}"), True
-    if kind is float:
-        return (value if math.isfinite(value) else repr(value)), True
-    if kind is str:
-        return (
-            repr(value) if len(value) <= _LONGEST_TEXT else f"str of {len(value)}: {short_digest(value)}"
-        ), True
-    if kind in (bytes, bytearray):
-        return f"{kind.__name__} of {len(value)}: {short_digest(bytes(value))}", True
-    text = _plain_object(value)
-    return text, text is not None
-
-
-def _plain_object(value: object) -> str | None:
-    if isinstance(value, enum.Enum):
-        inner, is_plain = _plain(value.value)
-        return f"{name_of(type(value))}.{value.name}" + (f" = {inner}" if is_plain else "")
-    if isinstance(value, torch.device):
-        return f"device {value}"
-    if isinstance(value, _BY_REPR):
-        return repr(value)
-    if isinstance(value, types.ModuleType):
-        return f"module {value.__name__}"
-    if isinstance(value, logging.Logger):
-        return f"logger {value.name}"
-    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return f"symbolic {value}"
-    return _numpy_text(value)
-
-
-def _numpy_text(value: object) -> str | None:
-    # By name, so that numpy need not be there.
-    if type(value).__module__ != "numpy" or not hasattr(value, "dtype") or not hasattr(value, "tobytes"):
-        return None
-    shape = list(getattr(value, "shape", ()))
-    content = repr(value.tolist()) if value.dtype == object or not shape else short_digest(value.tobytes())
-    return f"numpy {value.dtype} {shape} {content if len(content) < _LONGEST_TEXT else short_digest(content)}"
-
-
-def _flat_text(value: object) -> str | None:
-    """A builtin container of plain values, as text; None if it holds anything else."""
-    kind = type(value)
-    if kind is dict:
-        pairs = [(_plain(key), _plain_or_flat(item)) for key, item in value.items()]
-        if all(key[1] and item is not None for key, item in pairs):
-            return "{" + ", ".join(f"{key[0]}: {item}" for key, item in pairs) + "}"
-        return None
-    if kind not in (list, tuple, set, frozenset):
-        return None
-    items = [_plain_or_flat(item) for item in value]
-    texts = [item for item in items if item is not None]
-    if len(texts) != len(items):
-        return None
-    if kind in (set, frozenset):
-        return f"{kind.__name__}({', '.join(sorted(texts))})"
-    left, right = "[]" if kind is list else "()"
-    return f"{left}{', '.join(texts)}{',' if kind is tuple and len(texts) == 1 else ''}{right}"
-
-
-def _plain_or_flat(value: object) -> str | None:
-    plain, is_plain = _plain(value)
-    if is_plain:
-        return repr(plain) if isinstance(plain, float) else str(plain)
-    # One level deeper only: more would recurse without end into a list that holds itself.
-    if type(value) is tuple and all(_plain(item)[1] for item in value):
-        return _flat_text(value)
-    return None
-
-
-def _member_text(value: object) -> str:
-    text = _plain_or_flat(value)
-    return f"{OPAQUE} {name_of(type(value))}" if text is None else text

@@ -28,12 +28,13 @@ class InductorCompiler:
 
     name = "inductor"
     can_compile_in_worker = True
+    keeps_artifacts = True
 
     def fingerprint(self) -> str:
         return f"inductor torch={torch.__version__} git={torch.version.git_version}"
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
-        from torch_piecewise.compilers.inductor_inputs import fake_inputs
+        from torch_piecewise.compilers.inductor_inputs import by_position, fake_inputs
         from torch_piecewise.torch_private.generated_code import generated_code
         from torch_piecewise.torch_private.inductor import inductor_standalone
 
@@ -43,7 +44,7 @@ class InductorCompiler:
             whole = inductor_standalone(
                 piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
             )
-        guards = tuple(text for text in fakes.new_relations() if text not in told)
+        guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         code = generated_code(whole)
         payload = pickle.dumps({"whole": whole, "source": code.source if code is not None else None})
         return Artifact(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
+from torch_piecewise.artifact import guard_name
 from torch_piecewise.compilers.base import tuning_size
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
@@ -15,3 +19,13 @@ def fake_inputs(piece: Piece, range: Range) -> FakeInputs:
     # A range that begins at 1 serves size 0 as well, where the model allows it.
     start = 0 if range.start == 1 and not range.is_single_size() else range.start
     return FakeInputs(piece, (start, range.end), hint)
+
+
+def by_position(piece: Piece, relations: Iterable[str]) -> tuple[str, ...]:
+    """Relations over ``piece``'s symbols, with each symbol called by its place in the piece."""
+    names = {symbol.name: guard_name(position) for position, symbol in enumerate(piece.symbols)}
+
+    def renamed(match: re.Match[str]) -> str:
+        return names.get(match[0], match[0])
+
+    return tuple(re.sub(r"\b[a-z]\w*\b", renamed, text) for text in relations)

@@ -112,7 +112,7 @@ def _check_entry(place: EntryPlace, layout: Layout, files: Files) -> Iterator[Pr
             where = str(place.manifest.relative_to(layout.root))
             yield Problem(where, f"blob {role!r} ({ref.digest[:12]}) is missing or of another size")
     for name, ref in found.value.companions.items():
-        # A lost one is nothing to report: nobody reads them, and a clean-up removes those of an unfinished put.
+        # A lost one is nothing to report: nobody reads it, and a clean-up removes what a crash left.
         if (place.folder / name).exists():
             for problem in _check(place.folder / name, ref, layout, files, "it is not what was written"):
                 yield Problem(problem.path, problem.what, harmful=False)

@@ -18,9 +18,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-import filelock
+from typing import TYPE_CHECKING, Protocol
 
 from torch_piecewise.store.files import Files
 
@@ -28,6 +26,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _BUSY = frozenset({errno.EAGAIN, errno.EACCES})
 _SHARE_SECONDS = 1.0
@@ -124,7 +125,7 @@ class RangeLocks:
 
 
 class _HeldFile:
-    def __init__(self, lock: filelock.BaseFileLock) -> None:
+    def __init__(self, lock: BaseFileLock) -> None:
         self._lock = lock
 
     def release(self) -> None:
@@ -144,6 +145,9 @@ class FileLocks:
 
     def try_acquire(self, key: str) -> Held | None:
         self._files.make_folder(self._folder)
+        # Imported here, as it takes a third of the store's import time and is hardly ever needed.
+        import filelock
+
         # Not thread-local: the one who releases may be another thread than the one who waited.
         lock = filelock.FileLock(self._folder / f"{key}.lock", thread_local=False)
         try:

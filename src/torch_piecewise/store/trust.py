@@ -56,10 +56,6 @@ class Trust:
                 f"chmod -R go-w {shlex.quote(str(path))}",
             )
 
-    def owns(self, status: os.stat_result) -> bool:
-        """Whether this user could change the mode of the file with that ``status``."""
-        return self.uid is None or self.uid in (0, status.st_uid)
-
 
 def _refused(path: Path, expected: str, got: str, mend: str) -> UntrustedError:
     return UntrustedError(

@@ -111,7 +111,7 @@ def capture_fullgraph(
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     tail = _tail_of(frame.bytecode, backend_input.backend_id if backend_input is not None else None)
     traced, _self = convert_frame.get_traced_fn(function)
-    tail_names = set(tail.co_names)
+    tail_names = _globals_of(tail)
     return RawCapture(
         graph=graph,
         sources=tuple(node._dynamo_source.name for node in placeholders),
@@ -128,6 +128,11 @@ def capture_fullgraph(
         traced=traced,
         traced_code=tuple(frame.traced_code),
     )
+
+
+def _globals_of(code: types.CodeType) -> set[str]:
+    """The globals that ``code`` really loads: ``co_names`` still lists those of the part cut off."""
+    return {str(step.argval) for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
 
 
 def _argument_names(code: types.CodeType) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def load_generated_code(source: str, kernels: Mapping[str, Path]) -> Callable[..
 def _run_wrapper(source: str, kernels: Any) -> Call:
     scope: dict[str, Any] = {
         "__name__": "torch_piecewise.generated",
-        **_Names().provided,
+        **_provided(),
         "_kernels": kernels,
     }
     tree = ast.parse(source)

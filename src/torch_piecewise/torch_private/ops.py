@@ -145,3 +145,17 @@ def op_mutates(value: object) -> bool | None:
 ENTER_AUTOCAST = torch.amp.autocast_mode._enter_autocast
 EXIT_AUTOCAST = torch.amp.autocast_mode._exit_autocast
 SET_GRAD_ENABLED = torch._C._set_grad_enabled
+
+
+def find_op(name: str) -> object:
+    """The op that :func:`op_overload_name` (``ns::name.overload``) or :func:`op_name` names.
+
+    Raises:
+        AttributeError: no such op is registered in this process.
+    """
+    if "::" not in name:
+        return getattr(torch.ops.higher_order, name)
+    namespace, _, rest = name.partition("::")
+    packet_name, _, overload = rest.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), packet_name)
+    return getattr(packet, overload) if overload else packet

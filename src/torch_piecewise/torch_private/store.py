@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
@@ -41,6 +42,17 @@ def registered_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     The public ``named_children`` leaves out the second name of a shared one. 2.11 to 2.13.
     """
     return [(name, child) for name, child in vars(module).get("_modules", {}).items() if child is not None]
+
+
+def registered_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters, then buffers of the module itself, in order of registration; those that are None left out.
+
+    The public iterators walk and deduplicate, which costs several times as much for each of many modules.
+    2.11 to 2.13.
+    """
+    own = vars(module)
+    tensors = [*own.get("_parameters", {}).items(), *own.get("_buffers", {}).items()]
+    return [(name, tensor) for name, tensor in tensors if tensor is not None]
 
 
 def operator_name(value: object) -> tuple[str, Callable[..., Any] | None] | None:

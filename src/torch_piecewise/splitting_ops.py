@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 import torch
 
 from torch_piecewise.errors import SplitError
-from torch_piecewise.splitting_op_definition import (
+from torch_piecewise.splitting_ops_definition import (
     Definition,
     checked_definition,
     checked_name,
@@ -122,6 +122,9 @@ class _Registry:
         self._lock = threading.Lock()
         self._by_name: dict[str, SplittingOp[..., Any]] = {}
         self._by_op: dict[OpOverload, SplittingOp[..., Any]] = {}
+
+    def named(self, name: str) -> SplittingOp[..., Any] | None:
+        return self._by_name.get(name)
 
     def find(self, op: OpOverload) -> SplittingOp[..., Any] | None:
         return self._by_op.get(op)
@@ -260,3 +263,23 @@ def _wants_gradient(value: object) -> bool:
     if isinstance(value, torch.Tensor):
         return value.requires_grad
     return isinstance(value, list | tuple) and any(_wants_gradient(item) for item in value)
+
+
+def splitting_op_named(name: str) -> SplittingOp[..., Any] | None:
+    """The splitting op ``ns::name`` (or ``ns::name.overload``), or None."""
+    return _REGISTRY.named(name.partition(".")[0])
+
+
+def body_lookup(*, grad_enabled: bool) -> Callable[[object], Callable[..., Any] | None]:
+    """What finds the plain body of an op, for a runner that calls bodies directly.
+
+    With gradients on it finds none: then the op itself has to see the call.
+    """
+    if grad_enabled:
+        return lambda _target: None
+
+    def body_of(target: object) -> Callable[..., Any] | None:
+        found = splitting_op_for(target)
+        return found.body if found is not None else None
+
+    return body_of

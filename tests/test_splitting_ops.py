@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_piecewise.errors import SplitError
-from torch_piecewise.splitting_op import SplittingOp, splitting_op, splitting_op_for
+from torch_piecewise.splitting_ops import SplittingOp, splitting_op, splitting_op_for
 
 _numbers = itertools.count()
 
@@ -93,7 +93,7 @@ class TestCalling:
         code = (
             "import sys, torch\n"
             "from torch import Tensor\n"
-            "from torch_piecewise.splitting_op import splitting_op\n"
+            "from torch_piecewise.splitting_ops import splitting_op\n"
             "@splitting_op('tp_test_import::f', mutates_args=('out',))\n"
             "def f(x: Tensor, out: Tensor) -> None:\n"
             "    out.copy_(x)\n"

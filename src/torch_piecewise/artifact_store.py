@@ -1,0 +1,130 @@
+"""Artifacts in the store: one entry for each distinct piece and range, shared by every model that has it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch_piecewise.artifact import Artifact
+from torch_piecewise.cache_key import (
+    CpuRequirement,
+    Ingredient,
+    Key,
+    architecture_ingredient,
+    compiler_ingredient,
+    host_cpu,
+    python_ingredient,
+    threads_ingredient,
+    torch_ingredient,
+)
+from torch_piecewise.compilers.base import CompileOptions, Compiler
+from torch_piecewise.ranges import Range
+from torch_piecewise.store import BlobRef, Draft, Entry, Found, Hit, Miss, OpenStore
+from torch_piecewise.store.base import Json
+
+_FILE = "file:"
+
+
+@dataclass(frozen=True)
+class ArtifactStore:
+    """Keeps and finds artifacts of one compiler under one set of options.
+
+    Attributes:
+        store: the open root.
+        base: what identifies an artifact beside its piece and range.
+        host: what this CPU has; an artifact made for more is a miss.
+    """
+
+    store: OpenStore
+    base: tuple[Ingredient, ...]
+    host: CpuRequirement
+
+    @classmethod
+    def of(cls, store: OpenStore, compiler: Compiler, options: CompileOptions) -> ArtifactStore:
+        """The artifacts of ``compiler`` under ``options``."""
+        host = host_cpu()
+        settings = tuple(
+            Ingredient(name, json.dumps(value, sort_keys=True, default=repr))
+            for name, value in sorted(options.inductor_config.items())
+        )
+        base = (
+            torch_ingredient(),
+            python_ingredient(),
+            architecture_ingredient(host),
+            compiler_ingredient(compiler.name, compiler.fingerprint()),
+            threads_ingredient(options.threads),
+            Ingredient("inductor_compile_config", settings),
+            Ingredient("grad_enabled", options.grad_enabled),
+        )
+        return cls(store, base, host)
+
+    def key(self, fingerprint: str, range: Range) -> str:
+        """The key of one artifact."""
+        ingredients = (*self.base, Ingredient("piece", fingerprint), Ingredient("range", str(range)))
+        return Key.of(ingredients).digest()
+
+    def find(self, fingerprint: str, range: Range) -> Found[Artifact]:
+        """The kept artifact, its bytes verified."""
+        found = self.store.store.get(self.key(fingerprint, range))
+        return found if isinstance(found, Miss) else self._read(found.value, range)
+
+    def _read(self, entry: Entry, range: Range) -> Found[Artifact]:
+        needs = CpuRequirement.from_json(entry.meta.get("cpu"))
+        unmet = needs.unmet_on(self.host) if needs is not None else ()
+        if needs is None or unmet:
+            return Miss(f"the artifact was built for another CPU: {'; '.join(map(str, unmet)) or 'unknown'}")
+        blobs = self.store.store.blobs
+        payload = blobs.read(entry.blobs["payload"]) if "payload" in entry.blobs else Miss("no payload")
+        if isinstance(payload, Miss):
+            return payload
+        files: dict[str, Any] = {}
+        for role, ref in entry.blobs.items():
+            if role.startswith(_FILE):
+                file = blobs.file(ref)
+                if isinstance(file, Miss):
+                    return file
+                files[role.removeprefix(_FILE)] = file.value
+        guards, compiler = entry.meta.get("guards"), entry.meta.get("compiler")
+        if not isinstance(guards, list) or not isinstance(compiler, str):
+            return Miss("the entry does not describe an artifact")
+        return Hit(
+            Artifact(
+                compiler, str(entry.meta.get("piece")), range, payload.value, tuple(map(str, guards)), files
+            )
+        )
+
+    def keep(self, fingerprint: str, artifact: Artifact) -> None:
+        """Keep one artifact; a live one is left out."""
+        if not artifact.is_storable:
+            return
+        blobs: dict[str, bytes | BlobRef] = {"payload": artifact.payload}
+        for name, content in artifact.files.items():
+            blobs[_FILE + name] = content if isinstance(content, bytes) else content.read_bytes()
+        ingredients = (
+            *self.base,
+            Ingredient("piece", fingerprint),
+            Ingredient("range", str(artifact.range)),
+        )
+        key = Key.of(ingredients)
+        meta: dict[str, Json] = {
+            "kind": "artifact",
+            "compiler": artifact.compiler,
+            "piece": artifact.fingerprint,
+            "guards": list(artifact.guards),
+            "cpu": self.host.as_json(),
+        }
+        self.store.store.put(key.digest(), Draft(key.as_json(), blobs, meta))
+
+    @contextlib.contextmanager
+    def flights(self, units: Sequence[tuple[str, Range]]) -> Iterator[None]:
+        """Be the only one, among all processes and threads on this root, that compiles these units.
+
+        Everybody takes the turns in the order of their keys, so nobody waits in a circle.
+        """
+        with contextlib.ExitStack() as stack:
+            for key in sorted(self.key(*unit) for unit in units):
+                stack.enter_context(self.store.flights.flight(key))
+            yield

@@ -1,0 +1,275 @@
+"""The captured kinds of batches of one runner: how they come, what they cost, how they go.
+
+Nothing here is locked: the runner holds its backend's turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from torch_piecewise.cudagraph_mode import CUDAGraphMode
+from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
+from torch_piecewise.cudagraphs.breakable import capture_plan
+from torch_piecewise.cudagraphs.budget import BudgetReport, Ledger
+from torch_piecewise.cudagraphs.dispatcher import Dispatch
+from torch_piecewise.cudagraphs.extents import DynamicInput, Extent
+from torch_piecewise.cudagraphs.fixed_inputs import CallTemplate, FixedInputs, InputMemory
+from torch_piecewise.cudagraphs.graph_events import CaptureRefused, SizeCaptured, SizeEvicted
+from torch_piecewise.cudagraphs.outputs import OutputPolicy, StaticOutputs
+from torch_piecewise.cudagraphs.plan import ReplayPlan
+from torch_piecewise.cudagraphs.runner_options import RunnerOptions
+from torch_piecewise.cudagraphs.table import ReplayTable
+from torch_piecewise.events import Bus
+
+_log = logging.getLogger(__name__)
+
+Line = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class CapturedSize:
+    """One captured kind of batch.
+
+    Attributes:
+        replays: how often each size of call was served.
+    """
+
+    key: Dispatch
+    plan: ReplayPlan
+    inputs: FixedInputs
+    outputs: StaticOutputs
+    replays: dict[int, int] = field(default_factory=dict)
+
+    def refusal(self, args: Sequence[Any], size: int) -> str:
+        """Why these arguments cannot be served; empty where they can."""
+        return self.inputs.refusal(args) or self.inputs.bound(size).refusal(args)
+
+    def serve(self, args: Sequence[Any], size: int) -> Value:
+        """Copy in, replay, hand out."""
+        bound = self.inputs.bound(size)
+        bound.fill(args)
+        self.plan.replay()
+        bound.copy_back(args)
+        self.replays[size] = self.replays.get(size, 0) + 1
+        return self.outputs.hand_out(size)
+
+
+class CapturedSizes:
+    """See the module's text.
+
+    Args:
+        line_for: the callable that serves calls of a size.
+        backend: where graphs live.
+        dynamic: dynamic inputs by position.
+        extents: dims and numbers of outputs that follow the size.
+        options: how to capture.
+        bus: told of captures, evictions and refusals.
+    """
+
+    def __init__(
+        self,
+        line_for: Callable[[int], Line],
+        backend: StaticGraphBackend,
+        dynamic: Mapping[int, DynamicInput],
+        extents: Mapping[int, Sequence[Extent]],
+        options: RunnerOptions,
+        bus: Bus,
+    ) -> None:
+        self._line_for = line_for
+        self._backend = backend
+        self._dynamic = dynamic
+        self._extents = extents
+        self._options = options
+        self._bus = bus
+        wanted = options.check_addresses
+        self._check = backend.checks_addresses if wanted is None else wanted
+        self._memory = InputMemory()
+        self._ledger: Ledger[Dispatch] = Ledger(options.budget)
+        self._captured: dict[Dispatch, CapturedSize] = {}
+        self._given_up: set[Dispatch] = set()
+        self._largest = 1
+        self._table = ReplayTable()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._captured
+
+    def keys(self) -> tuple[Dispatch, ...]:
+        """What has graphs now."""
+        return tuple(self._captured)
+
+    def use(self, key: Dispatch) -> CapturedSize | None:
+        """What was captured for ``key``, which counts as used now; None if nothing was."""
+        if self._options.budget.max_bytes is not None:
+            self._ledger.touch(key)
+        return self._captured.get(key)
+
+    def table(self) -> ReplayTable:
+        """Counts of calls; the caller counts those that no graph served."""
+        for captured in self._captured.values():
+            self._count(captured)
+        return self._table
+
+    def may_capture(self, key: Dispatch) -> bool:
+        """Whether the budget allows to try."""
+        return key not in self._given_up and self._ledger.has_time()
+
+    def expect_size(self, size: int) -> None:
+        """Make input buffers large enough for calls of ``size`` when they are next made."""
+        self._largest = max(self._largest, size)
+
+    def template(self, args: Sequence[Any]) -> CallTemplate:
+        """Everything about these arguments except size and dynamic values."""
+        return CallTemplate(args, self._dynamic)
+
+    def run_padded(self, key: Dispatch, args: Sequence[Any], size: int) -> Value:
+        """Serve a call without capturing it, by the code and on the memory that are to be captured."""
+        inputs = self._fixed_inputs(key, self.template(args))
+        bound = inputs.bound(size)
+        bound.fill(args)
+        with torch.no_grad():
+            result = self._line_for(key.descriptor.num_tokens)(*inputs.args)
+        bound.copy_back(args)
+        return self._outputs(key, result, inputs, OutputPolicy.COPY).hand_out(size)
+
+    def capture_call(self, key: Dispatch, args: Sequence[Any], size: int) -> Value:
+        """Serve a call and capture it; it is carried out once."""
+        inputs = self._fixed_inputs(key, self.template(args))
+        bound = inputs.bound(size)
+        bound.fill(args)
+        captured = self._capture(key, inputs, collect=False)
+        bound.copy_back(args)
+        captured.replays[size] = 1
+        result = captured.outputs.hand_out(size)
+        self._settle(key, may_evict=True)
+        return result
+
+    def capture_unattended(
+        self, key: Dispatch, template: CallTemplate, *, collect: bool, may_evict: bool
+    ) -> None:
+        """Capture without a call, on inputs that are all padding."""
+        self._given_up.discard(key)
+        if not self._ledger.has_time() or not (may_evict or self._ledger.has_room()):
+            self._refuse(key, "no budget left")
+            return
+        self.refuse_if_held()
+        inputs = self._fixed_inputs(key, template)
+        line = self._line_for(key.descriptor.num_tokens)
+        with torch.no_grad():
+            for _ in range(self._options.warmups):
+                inputs.fill_with_padding()
+                line(*inputs.args)
+            inputs.fill_with_padding()
+        self._capture(key, inputs, collect=collect)
+        self._settle(key, may_evict=may_evict)
+
+    def refuse_if_held(self) -> None:
+        """Check that nobody holds results; those of one size may lie in buffers that all sizes share.
+
+        Raises:
+            StaticGraphError: the policy is REFUSE and somebody does.
+        """
+        if self._options.outputs is OutputPolicy.REFUSE:
+            for captured in self._captured.values():
+                captured.outputs.refuse_if_held()
+
+    def clear(self) -> None:
+        """Give up everything."""
+        self._drop_all()
+        self._memory = InputMemory()
+        self._given_up.clear()
+
+    def report(self) -> BudgetReport:
+        """Where the budget stands."""
+        return self._ledger.report()
+
+    def _fixed_inputs(self, key: Dispatch, template: CallTemplate) -> FixedInputs:
+        size = key.descriptor.num_tokens
+        self.expect_size(size)
+        if self._memory.reserve(template, self._largest):
+            _log.info("an input outgrew its buffer; what was captured on the old one is given up")
+            self._drop_all()
+        return FixedInputs(template, self._memory, size, check_addresses=self._check)
+
+    def _capture(self, key: Dispatch, inputs: FixedInputs, *, collect: bool) -> CapturedSize:
+        line = self._line_for(key.descriptor.num_tokens)
+        before, start = self._backend.memory_in_use(), time.monotonic()
+        try:
+            with torch.no_grad():
+                plan = capture_plan(
+                    lambda: line(*inputs.args),
+                    self._backend,
+                    captures_cuts=key.mode is CUDAGraphMode.FULL,
+                    collect=collect,
+                    weak_outputs=self._options.outputs is OutputPolicy.COPY,
+                )
+        finally:
+            seconds = time.monotonic() - start
+            self._ledger.spend(seconds)
+        try:
+            outputs = self._outputs(key, plan.outputs, inputs, self._options.outputs)
+        except BaseException:
+            plan.reset()
+            raise
+        self._captured[key] = captured = CapturedSize(key, plan, inputs, outputs)
+        cost = self._backend.memory_in_use() - before
+        self._ledger.charge(cost)
+        self._ledger.enter(key, cost)
+        self._bus.emit(
+            SizeCaptured(
+                mode=key.mode,
+                descriptor=key.descriptor,
+                graphs=len(plan.graphs),
+                seconds=seconds,
+                memory=cost,
+            )
+        )
+        return captured
+
+    def _outputs(
+        self, key: Dispatch, tree: Value, inputs: FixedInputs, policy: OutputPolicy
+    ) -> StaticOutputs:
+        size = key.descriptor.num_tokens
+        return StaticOutputs(tree, policy, inputs.lasting_memory(), size, self._extents)
+
+    def _settle(self, key: Dispatch, *, may_evict: bool) -> None:
+        """Get back within the budget, at the cost of others where that is allowed."""
+        while may_evict and self._ledger.is_over():
+            victim = self._ledger.victim(spare=key)
+            if victim is None:
+                break
+            freed = self._drop(victim, evicted=True)
+            self._bus.emit(SizeEvicted(mode=victim.mode, descriptor=victim.descriptor, freed=freed))
+        if self._ledger.is_over():
+            self._drop(key)
+            self._refuse(key, "it takes more memory than the budget has left")
+
+    def _refuse(self, key: Dispatch, reason: str) -> None:
+        self._given_up.add(key)
+        self._ledger.refuse()
+        self._bus.emit(CaptureRefused(mode=key.mode, descriptor=key.descriptor, reason=reason))
+        _log.info("%s %s stays without static graphs: %s", key.mode, key.descriptor, reason)
+
+    def _drop(self, key: Dispatch, *, evicted: bool = False) -> int:
+        before = self._backend.memory_in_use()
+        captured = self._captured.pop(key)
+        captured.plan.reset()
+        self._count(captured)
+        freed = before - self._backend.memory_in_use()
+        self._ledger.charge(-freed)
+        self._ledger.leave(key, evicted=evicted)
+        return freed
+
+    def _count(self, captured: CapturedSize) -> None:
+        for size, count in captured.replays.items():
+            self._table.count(size, captured.key.descriptor.num_tokens, captured.key.mode, times=count)
+        captured.replays.clear()
+
+    def _drop_all(self) -> None:
+        for key in tuple(self._captured):
+            self._drop(key)

@@ -1,0 +1,224 @@
+"""The arguments of a captured call: what stays, what is copied in, and where to."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torch_piecewise.cudagraphs.addresses import TensorPlace
+from torch_piecewise.cudagraphs.base import Value
+from torch_piecewise.cudagraphs.copy_inputs import (
+    GrowingBuffer,
+    dense_stride,
+    inner_dims_first,
+    plain_tensors,
+)
+from torch_piecewise.cudagraphs.extents import DynamicInput
+from torch_piecewise.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Changing:
+    """A dynamic input, up to its size: ``shape`` counts only where no extent says otherwise."""
+
+    position: int
+    declared: DynamicInput
+    shape: tuple[int, ...]
+    inner_first: tuple[int, ...]
+    like: torch.Tensor
+
+    def shape_at(self, size: int) -> tuple[int, ...]:
+        shape = list(self.shape)
+        for extent in self.declared.extents:
+            shape[extent.dim] = extent.of(size)
+        return tuple(shape)
+
+
+class CallTemplate:
+    """Everything about a call's arguments except its size and the values of dynamic inputs.
+
+    Args:
+        args: arguments of some call, of any size.
+        dynamic: the inputs that change from call to call, by position; all others stay.
+
+    Raises:
+        ConfigError: a dynamic input is no tensor, or lacks a dim it was declared with.
+    """
+
+    def __init__(self, args: Sequence[Any], dynamic: Mapping[int, DynamicInput]) -> None:
+        self.changing = [_changing(args, at, declared) for at, declared in sorted(dynamic.items())]
+        self.lasting = [(at, value) for at, value in enumerate(args) if at not in dynamic]
+
+
+class InputMemory:
+    """One growing buffer for each dynamic input, shared by all captured sizes."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, GrowingBuffer] = {}
+
+    def reserve(self, template: CallTemplate, size: int) -> bool:
+        """Make room for calls of ``size``; returns whether a buffer that was in use has been replaced."""
+        replaced = False
+        for changing in template.changing:
+            buffer = self._buffers.setdefault(changing.position, GrowingBuffer())
+            replaced |= buffer.reserve(math.prod(changing.shape_at(size)), changing.like)
+        return replaced
+
+    def place(self, changing: _Changing, size: int) -> torch.Tensor:
+        """Where the input lies in calls of ``size``; room has been reserved."""
+        shape = changing.shape_at(size)
+        return self._buffers[changing.position].view(shape, dense_stride(changing.inner_first, shape))
+
+
+class FixedInputs:
+    """The arguments that one captured size works on.
+
+    Attributes:
+        args: what the captured code is called with: lasting arguments as they are, dynamic ones in place.
+    """
+
+    def __init__(
+        self, template: CallTemplate, memory: InputMemory, size: int, *, check_addresses: bool
+    ) -> None:
+        self._lasting = template.lasting
+        self._pick = _picker([at for at, _ in template.lasting])
+        self._lasting_values = tuple(value for _, value in template.lasting)
+        self._addresses = (
+            [(at, TensorPlace.of(value)) for at, value in template.lasting if isinstance(value, torch.Tensor)]
+            if check_addresses
+            else []
+        )
+        self._inputs = [(changing, memory.place(changing, size)) for changing in template.changing]
+        self._bound: dict[int, BoundInputs] = {}
+        args: list[Any] = [None] * (len(self._lasting) + len(self._inputs))
+        for at, value in self._lasting:
+            args[at] = value
+        for changing, place in self._inputs:
+            args[changing.position] = place
+        self.args = tuple(args)
+
+    def lasting_memory(self) -> frozenset[int]:
+        """Storage addresses of the tensors that stay the caller's."""
+        tensors = [value for value in self._lasting_values if isinstance(value, torch.Tensor)]
+        return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+
+    def refusal(self, args: Sequence[Any]) -> str:
+        """Why these arguments cannot be served, whatever their size; empty where they can."""
+        if len(args) != len(self.args):
+            return "another number of inputs"
+        # Nearly always the very same objects, so that is asked first, in one go.
+        if not all(map(operator.is_, self._pick(args), self._lasting_values)):
+            for at, value in self._lasting:
+                if args[at] is not value and not _is_same(args[at], value):
+                    return f"input {at} is not the captured one"
+        for at, place in self._addresses:
+            if TensorPlace.of(args[at]) != place:
+                return f"input {at} has moved"
+        return ""
+
+    def bound(self, size: int) -> BoundInputs:
+        """Where the dynamic inputs of calls of ``size`` go."""
+        found = self._bound.get(size)
+        if found is None:
+            with plain_tensors():
+                found = BoundInputs([_bind(changing, place, size) for changing, place in self._inputs])
+            self._bound[size] = found
+        return found
+
+    def fill_with_padding(self) -> None:
+        """Fill all dynamic inputs with their padding, for a call that only warms up."""
+        for changing, place in self._inputs:
+            if changing.declared.pad_value is not None:
+                place.fill_(changing.declared.pad_value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """Where one input of a call of a certain size goes."""
+
+    position: int
+    place: torch.Tensor
+    tails: tuple[torch.Tensor, ...]
+    pad_value: float | int | bool
+    copy_back: bool
+
+
+class BoundInputs:
+    """Copies the dynamic inputs of calls of one size, which may be smaller than the captured one."""
+
+    def __init__(self, bindings: Sequence[_Binding]) -> None:
+        self._checks = [(b.position, b.place.shape, b.place.dtype, b.place.device) for b in bindings]
+        self._copies = [(b.position, b.place) for b in bindings]
+        self._pads = [(tail, b.pad_value) for b in bindings for tail in b.tails]
+        self._backs = [(b.position, b.place) for b in bindings if b.copy_back]
+
+    def refusal(self, args: Sequence[Any]) -> str:
+        """Why these arguments cannot be copied in; empty where they can."""
+        for position, shape, dtype, device in self._checks:
+            given = args[position]
+            if not isinstance(given, torch.Tensor) or given.shape != shape:
+                return f"input {position} has another shape"
+            if given.dtype is not dtype or given.device != device:
+                return f"input {position} has another dtype or device"
+        return ""
+
+    def fill(self, args: Sequence[Any]) -> None:
+        """Copy a call's dynamic inputs in, and pad what lies beyond its size."""
+        for position, place in self._copies:
+            place.copy_(args[position])
+        for tail, pad_value in self._pads:
+            tail.fill_(pad_value)
+
+    def copy_back(self, args: Sequence[Any]) -> None:
+        """Copy what the model wrote to its inputs to the caller's tensors."""
+        for position, place in self._backs:
+            args[position].copy_(place)
+
+
+def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda args: [args[at] for at in positions]
+
+
+def _bind(changing: _Changing, whole: torch.Tensor, size: int) -> _Binding:
+    place, tails = whole, []
+    for extent in changing.declared.extents:
+        length = extent.of(size)
+        beyond = place.shape[extent.dim] - length
+        if beyond > 0 and changing.declared.pad_value is not None:
+            tails.append(place.narrow(extent.dim, length, beyond))
+        place = place.narrow(extent.dim, 0, length)
+    declared = changing.declared
+    return _Binding(changing.position, place, tuple(tails), declared.pad_value or 0, declared.copy_back)
+
+
+def _changing(args: Sequence[Any], position: int, declared: DynamicInput) -> _Changing:
+    value = args[position] if position < len(args) else None
+    if not isinstance(value, torch.Tensor):
+        raise ConfigError(
+            f"Input {position} is declared dynamic but is no tensor",
+            expected="a tensor",
+            got=type(value).__name__,
+            hint="take it out of `inputs`: everything that is not listed there has to stay the same",
+        )
+    for extent in declared.extents:
+        if not -value.dim() <= extent.dim < value.dim():
+            raise ConfigError(
+                f"Input {position} is declared dynamic in a dim it does not have",
+                expected=f"a dim below {value.dim()}",
+                got=str(extent.dim),
+            )
+    like = torch.empty(0, dtype=value.dtype, device=value.device)
+    return _Changing(position, declared, tuple(value.shape), tuple(inner_dims_first(value)), like)
+
+
+def _is_same(given: Value, captured: Value) -> bool:
+    if isinstance(given, torch.Tensor) and isinstance(captured, torch.Tensor):
+        return TensorPlace.of(given) == TensorPlace.of(captured)
+    return type(given) is type(captured) and isinstance(given, int | float | str) and given == captured

@@ -1,0 +1,313 @@
+"""A whole call, captured for each size and replayed as a flat list.
+
+This is the seam between the compile engine and static graphs. The engine hands over
+
+* ``line_for(size)``: the straight-line callable that serves calls of ``size``. It takes all inputs by
+  position, in the order in which ``inputs`` counts them, and returns tensors, numbers and None in tuples,
+  lists or dicts. It must not read anything that changes from call to call, except in eager steps. Its
+  steps are ordinary functions, marked with what they are (``torch_piecewise.cudagraphs.breakable``)::
+
+      piece   opaque_call(compiled)   or ``compiled`` itself, where no recorder is ever used
+      eager   cut_step(body)          cuts: eager under PIECEWISE, captured under FULL
+      eager   runs_eagerly(body)      eager under both
+
+  :func:`straight_line` makes one of a list of steps that feed each other.
+* ``inputs``: the positions of the inputs that change from call to call, each with the dims that follow the
+  size, what to pad with, and whether the model writes to it. Every other input (weights, caches, numbers,
+  None) is part of what is captured: a call that brings another one runs without graphs.
+* ``outputs``: for the positions of the outputs that follow the size, in the flattened result: which dims.
+  A number among the outputs must be there too: with an extent (its dim does not matter) where it follows
+  the size, with none where it is always the same.
+
+A call of size ``n`` that a graph of size ``N >= n`` serves is: copy dynamic inputs to their buffers, pad
+them to ``N``, replay the plan, cut the outputs back to ``n`` and copy them. Rows of a padded batch must
+not depend on each other, and pad values must be harmless (a KV-cache slot of -1, say). Anything else runs
+``line_for(n)`` as it is: sizes that nothing was captured for, calls that want gradients, inputs that are
+not the captured ones, calls from inside a call, other devices. The table says how often, and why.
+
+Threads: calls that replay take turns; calls that do not run side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from torch_piecewise.cudagraph_mode import CUDAGraphMode
+from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
+from torch_piecewise.cudagraphs.breakable import capture_in_progress, cut_step, opaque_call
+from torch_piecewise.cudagraphs.budget import BudgetReport
+from torch_piecewise.cudagraphs.captured_sizes import CapturedSizes, Line
+from torch_piecewise.cudagraphs.context import current_forward_context, in_capture_phase
+from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
+from torch_piecewise.cudagraphs.dispatcher import CUDAGraphDispatcher, Dispatch
+from torch_piecewise.cudagraphs.extents import DynamicInput, Extent
+from torch_piecewise.cudagraphs.fixed_inputs import CallTemplate
+from torch_piecewise.cudagraphs.runner_options import CaptureWhen, RunnerOptions
+from torch_piecewise.cudagraphs.table import ReplayTable
+from torch_piecewise.errors import ConfigError, StaticGraphError
+from torch_piecewise.events import Bus
+
+Example = Sequence[Any] | Callable[[int], Sequence[Any]]
+Progress = Callable[[int, int, BatchDescriptor], object]
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why no graph serves a call."""
+
+    why: str
+
+
+class StaticGraphRunner:
+    """Pads, copies, replays and cuts back calls; runs them without graphs where none fits.
+
+    Args:
+        line_for: see the module's text.
+        dispatcher: which sizes are to be captured, and what serves a batch.
+        backend: where graphs live. One for all runners whose calls follow one another.
+        inputs: dynamic inputs by position, at least one.
+        outputs: dims and numbers of outputs that follow the size, by position in the flattened result.
+        size_at: input position and extent that tell the size of a call; None for the first extent of the
+            first dynamic input that has one.
+        uniform_when: whether a call, given its arguments, is a uniform decode batch. None: none is, unless a
+            :func:`forward_context` says so.
+        options: None for the defaults.
+        bus: told of captures, evictions and refusals.
+
+    Raises:
+        ConfigError: no input tells the size of a call.
+    """
+
+    def __init__(
+        self,
+        line_for: Callable[[int], Line],
+        dispatcher: CUDAGraphDispatcher,
+        backend: StaticGraphBackend,
+        inputs: Mapping[int, DynamicInput],
+        outputs: Mapping[int, Sequence[Extent]] | None = None,
+        *,
+        size_at: tuple[int, Extent] | None = None,
+        uniform_when: Callable[[Sequence[Any]], bool] | None = None,
+        options: RunnerOptions | None = None,
+        bus: Bus | None = None,
+    ) -> None:
+        self._line_for = line_for
+        self._dispatcher = dispatcher
+        self._turn = backend.turn()
+        self._options = options or RunnerOptions()
+        self._size_position, self._size_extent = size_at or _first_extent(inputs)
+        self._uniform_when = uniform_when
+        dynamic = inputs if self._options.copy_inputs else {}
+        self._sizes = CapturedSizes(line_for, backend, dynamic, outputs or {}, self._options, bus or Bus())
+        self._table = self._sizes.table()
+        self._decisions: dict[tuple[int, bool], Dispatch] = {}
+        self._visits: dict[Dispatch, int] = {}
+        self._pending: dict[Dispatch, CallTemplate] = {}
+        self._template: CallTemplate | None = None
+        self._is_busy = False
+
+    def __call__(self, *args: Value) -> Value:
+        """Serve one call.
+
+        Raises:
+            StaticGraphError: results of the last call are still held under ``OutputPolicy.REFUSE``. Whatever
+                the model raises comes through; the next call is served as if this one had not been.
+        """
+        size = self._size_extent.size_from(args[self._size_position].shape[self._size_extent.dim])
+        if capture_in_progress():
+            return self._line_for(size)(*args)
+        key = self._decide(size, args)
+        if not key.mode:
+            return self._run_plain(size, args, "no graph is meant for it")
+        if torch.is_grad_enabled() and _wants_gradients(args):
+            return self._run_plain(size, args, "gradients are wanted")
+        with self._turn:
+            result = self._serve(key, size, args)
+        return self._run_plain(size, args, result.why) if isinstance(result, _Refusal) else result
+
+    def warmup(
+        self,
+        sizes: Iterable[int] | None = None,
+        example: Example | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> BudgetReport:
+        """Capture sizes, largest first, as far as the budget goes.
+
+        The model runs ``warmups + 1`` times for each kind of batch on inputs that are all padding. What it
+        writes to inputs that are not dynamic (caches), it writes.
+
+        Args:
+            sizes: sizes to register and capture; None for all that the dispatcher knows.
+            example: arguments of some call, of any size; or a function that makes them for a size (needed
+                where inputs are not copied). None for those of an earlier warm-up or call.
+            progress: called after each kind of batch with how many are done, how many there are, and which.
+
+        Raises:
+            StaticGraphError: there is no example. Whatever the model raises comes through; sizes captured
+                before that stay.
+        """
+        wanted = None if sizes is None else set(sizes)
+        with self._turn, self._occupied():
+            for size in sorted(wanted or ()):
+                self._dispatcher.add_size(size)
+            self._decisions.clear()
+            keys = [
+                key
+                for key in self._dispatcher.capture_order()
+                if key not in self._sizes and (wanted is None or key.descriptor.num_tokens in wanted)
+            ]
+            self._make_room_for_the_largest()
+            for done, key in enumerate(keys, start=1):
+                template = self._example(example, key.descriptor.num_tokens)
+                self._sizes.capture_unattended(key, template, collect=done == 1, may_evict=False)
+                if progress is not None:
+                    progress(done, len(keys), key.descriptor)
+            return self._sizes.report()
+
+    def capture_pending(self) -> int:
+        """Capture what calls have asked for since the last time, as :meth:`warmup` does; for between calls.
+
+        Returns:
+            How many kinds of batches were captured; later ones may have driven out earlier ones.
+        """
+        with self._turn, self._occupied():
+            pending, self._pending = self._pending, {}
+            captured = 0
+            self._make_room_for_the_largest()
+            for key in sorted(pending, key=lambda key: key.descriptor.num_tokens, reverse=True):
+                self._sizes.capture_unattended(key, pending[key], collect=False, may_evict=True)
+                captured += key in self._sizes
+            return captured
+
+    def clear(self) -> None:
+        """Give up all graphs and input buffers; counts stay."""
+        with self._turn:
+            self._sizes.clear()
+            self._visits.clear()
+            self._pending.clear()
+            self._template = None
+
+    def table(self) -> ReplayTable:
+        """Counts of calls: size, padded to, mode, why no graph served it."""
+        with self._turn:
+            return self._sizes.table()
+
+    def report(self) -> BudgetReport:
+        """Where the budget stands."""
+        with self._turn:
+            return self._sizes.report()
+
+    def captured(self) -> tuple[Dispatch, ...]:
+        """What has graphs now."""
+        return self._sizes.keys()
+
+    def _decide(self, size: int, args: Sequence[Any]) -> Dispatch:
+        context = current_forward_context()
+        if context is not None:
+            fits = size <= context.descriptor.num_tokens
+            return Dispatch(context.mode if fits else CUDAGraphMode.NONE, context.descriptor)
+        uniform = self._uniform_when is not None and self._uniform_when(args)
+        decision = self._decisions.get((size, uniform))
+        if decision is None:
+            decision = self._dispatcher.dispatch(BatchDescriptor(size, uniform=uniform))
+            if decision.mode:
+                # Sizes that nothing serves are not kept: there is no end of them.
+                self._decisions[size, uniform] = decision
+        return decision
+
+    def _serve(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
+        if self._is_busy:
+            return _Refusal("called from inside a call")
+        self._is_busy = True
+        try:
+            captured = self._sizes.use(key)
+            if captured is None:
+                return self._serve_uncaptured(key, size, args)
+            why = captured.refusal(args, size)
+            if why:
+                return _Refusal(why)
+            self._sizes.refuse_if_held()
+            return captured.serve(args, size)
+        finally:
+            self._is_busy = False
+
+    def _serve_uncaptured(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
+        if not self._sizes.may_capture(key):
+            return _Refusal("no budget left")
+        captures_now = in_capture_phase() or self._options.capture is CaptureWhen.ON_CALL
+        if not captures_now:
+            self._template = self._template or self._sizes.template(args)
+            if self._options.capture is CaptureWhen.BETWEEN_CALLS:
+                self._pending[key] = self._sizes.template(args)
+            return _Refusal("not captured")
+        self._make_room_for_the_largest()
+        self._sizes.refuse_if_held()
+        while self._visits.get(key, 0) < self._options.warmups:
+            self._visits[key] = self._visits.get(key, 0) + 1
+            result = self._sizes.run_padded(key, args, size)
+            if not in_capture_phase():
+                self._table.count(size, key.descriptor.num_tokens, CUDAGraphMode.NONE, "warming up")
+                return result
+        return self._sizes.capture_call(key, args, size)
+
+    def _run_plain(self, size: int, args: Sequence[Any], why: str) -> Value:
+        self._table.count(size, None, CUDAGraphMode.NONE, why)
+        return self._line_for(size)(*args)
+
+    def _make_room_for_the_largest(self) -> None:
+        # Buffers that grow later cost everything that was captured on them.
+        for known in self._dispatcher.capture_order()[:1]:
+            self._sizes.expect_size(known.descriptor.num_tokens)
+
+    def _example(self, example: Example | None, size: int) -> CallTemplate:
+        if example is not None:
+            self._template = self._sizes.template(example(size) if callable(example) else example)
+        if self._template is None:
+            raise StaticGraphError(
+                "Sizes cannot be captured before the inputs of a call are known",
+                expected="an example of a call's arguments, or a call before",
+                hint="pass example=(...) to warmup, or call the model once first",
+            )
+        return self._template
+
+    @contextlib.contextmanager
+    def _occupied(self) -> Iterator[None]:
+        was_busy, self._is_busy = self._is_busy, True
+        try:
+            yield
+        finally:
+            self._is_busy = was_busy
+
+
+def straight_line(steps: Sequence[tuple[Literal["piece", "eager"], Callable[..., Any]]]) -> Line:
+    """A line of steps, each of which takes what the one before returned (a tuple: as several arguments)."""
+    marked = [opaque_call(fn) if kind == "piece" else cut_step(fn) for kind, fn in steps]
+
+    def line(*args: Value) -> Value:
+        value: Value = args
+        for step in marked:
+            value = step(*value) if isinstance(value, tuple) else step(value)
+        return value
+
+    return line
+
+
+def _first_extent(inputs: Mapping[int, DynamicInput]) -> tuple[int, Extent]:
+    for position in sorted(inputs):
+        if inputs[position].extents:
+            return position, inputs[position].extents[0]
+    raise ConfigError(
+        "No input tells the size of a call",
+        expected="a dynamic input with a dim that follows the size",
+        hint="declare one in `inputs`, or name it with `size_at`",
+    )
+
+
+def _wants_gradients(args: Sequence[Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) and value.requires_grad for value in args)

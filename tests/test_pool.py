@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from torch_piecewise.artifact import Artifact
+from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.piece import Piece
+from torch_piecewise.pool import CompilePool, CompileTask, default_workers
+from torch_piecewise.ranges import Range
+
+
+class SaysWhere:
+    """A compiler whose artifacts say in which process they were made."""
+
+    name = "says_where"
+    can_compile_in_worker = True
+
+    def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        if piece.name == "fails":
+            raise ValueError("this piece cannot be compiled")
+        if piece.name == "kills the worker" and os.environ.get("PYTEST_CURRENT_TEST") is None:
+            os._exit(3)
+        if piece.name == "kills the worker":
+            return Artifact(self.name, piece.name, range, b"here")
+        return Artifact(self.name, piece.name, range, f"{os.getpid()} {torch.get_num_threads()}".encode())
+
+
+def task(name: str, start: int = 1, compiler: Any = None) -> CompileTask:
+    graph = torch.fx.symbolic_trace(torch.nn.ReLU())
+    return CompileTask(
+        compiler or SaysWhere(), Piece(name, 0, graph, ()), Range(start, start), CompileOptions()
+    )
+
+
+def test_outcomes_come_in_the_order_of_the_tasks() -> None:
+    outcomes = CompilePool().run([task("a", n) for n in range(1, 5)])
+    assert [artifact.range.start for artifact, _seconds in outcomes] == [1, 2, 3, 4]
+
+
+def test_a_failure_is_an_outcome_and_the_others_go_on() -> None:
+    (good, _), (bad, _), (also_good, _) = CompilePool().run([task("a"), task("fails"), task("b")])
+    assert isinstance(bad, ValueError)
+    assert good.payload and also_good.payload
+
+
+def test_progress_is_told_after_each_task() -> None:
+    told: list[tuple[int, int]] = []
+    CompilePool(on_progress=lambda done, total, _s: told.append((done, total))).run([task("a"), task("b")])
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_a_task_that_cannot_travel_is_compiled_here() -> None:
+    class Local(SaysWhere):
+        pass
+
+    outcomes = CompilePool(workers=2).run([task("a", n, Local()) for n in range(1, 8)])
+    assert {int(artifact.payload.split()[0]) for artifact, _ in outcomes} == {os.getpid()}
+
+
+@pytest.mark.slow
+def test_workers_share_the_work_and_their_faults_cost_nothing() -> None:
+    slow_here = threading.Event()
+
+    class Slow(SaysWhere):
+        name = "says_where"
+
+        def __reduce__(self) -> Any:
+            return (SaysWhere, ())
+
+        def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+            slow_here.wait(3.0)
+            return super().compile(piece, range, options)
+
+    names = ["a", "b", "c", "kills the worker", "d", "fails", "e"]
+    outcomes = CompilePool(workers=1).run([task(name, n + 1, Slow()) for n, name in enumerate(names)])
+    assert isinstance(outcomes[5][0], ValueError)
+    made = [artifact.payload for artifact, _ in outcomes if isinstance(artifact, Artifact)]
+    assert len(made) == 6
+    assert len({payload.split()[0] for payload in made}) > 1
+
+
+def test_workers_are_one_fewer_than_the_threads_asked_for() -> None:
+    assert default_workers(1) == 0
+    assert default_workers(4) == 3
+    assert default_workers(None) >= 0
