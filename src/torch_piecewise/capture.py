@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -76,7 +76,7 @@ def capture(
     """
     _check_dims(call, dims)
     true_sizes = _sizes(call, dims)
-    *attempts, last = _attempts(true_sizes, config)
+    *attempts, last = _attempts(call, true_sizes, config)
     for small in attempts:
         try:
             captured = _trace(function, call, dims, config, small)
@@ -88,13 +88,24 @@ def capture(
     return _trace(function, call, dims, config, last)
 
 
-def _attempts(true_sizes: Mapping[str, int], config: Config) -> tuple[_Small, ...]:
+def _attempts(call: CallForm, true_sizes: Mapping[str, int], config: Config) -> tuple[_Small, ...]:
     if not {0, 1} & set(true_sizes.values()):
         return (_Small.DYNAMIC,)
+    if _share_memory(call.values.values()):  # which stand-ins of other sizes would not
+        return _Small.DYNAMIC, _Small.FIXED
     if config.dynamic_shapes == "backed":
         # Such a size is a constant to torch in this mode.
         return _Small.SUBSTITUTED, _Small.FIXED
     return _Small.SUBSTITUTED, _Small.DYNAMIC, _Small.FIXED
+
+
+def _share_memory(values: Iterable[Any]) -> bool:
+    tensors = {
+        id(value): value
+        for value in values
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided and value.numel() > 0
+    }
+    return len({value.untyped_storage().data_ptr() for value in tensors.values()}) < len(tensors)
 
 
 def _check_dims(call: CallForm, dims: Dims) -> None:
@@ -191,11 +202,21 @@ def _stand_in(value: torch.Tensor, by_dim: Mapping[int, Any], small: _Small) -> 
     for dim in by_dim:
         if small is _Small.SUBSTITUTED and sizes[dim] in (0, 1):
             sizes[dim] = _SUBSTITUTE
-    if sizes == list(value.shape):
-        stand_in = value.detach()
-    else:
-        stand_in = torch.empty(sizes, dtype=value.dtype, device=value.device)
+    stand_in = value.detach() if sizes == list(value.shape) else _laid_out_like(value, sizes)
     return stand_in.requires_grad_(value.requires_grad)
+
+
+def _laid_out_like(value: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Memory of ``sizes``, its dims in the order of ``value``'s: dense where it is, else as far apart."""
+    dtype, device = value.dtype, value.device
+    if value.is_contiguous():
+        return torch.empty(sizes, dtype=dtype, device=device)
+    outermost_first = sorted(range(value.dim()), key=value.stride, reverse=True)
+    dense = torch.empty_permuted(value.shape, outermost_first, device="meta").stride()
+    steps = zip(value.shape, value.stride(), dense, strict=True)
+    if all(size == 1 or stride == wanted for size, stride, wanted in steps):
+        return torch.empty_permuted(sizes, outermost_first, dtype=dtype, device=device)
+    return torch.empty_strided(sizes, value.stride(), dtype=dtype, device=device)
 
 
 def _named(raw: RawCapture, call: CallForm, dims: Dims, config: Config, allowed: tuple[int, ...]) -> Captured:
