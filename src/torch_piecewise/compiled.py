@@ -298,7 +298,13 @@ class CompiledCall:
         if self._tracer is None:
             assert self._managers is not None
             self._tracer = Tracer(
-                self._function, self._signature, self._owner, self._dims, self.config, self.bus, self._managers
+                self._function,
+                self._signature,
+                self._owner,
+                self._dims,
+                self.config,
+                self.bus,
+                self._managers,
             )
         traced = self._tracer.trace(args, kwargs)
         logger.info("compiled in %.1f s", time.monotonic() - start)

@@ -12,6 +12,7 @@ from torch_piecewise.backend import Workshop
 from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
 from torch_piecewise.config import Config
+from torch_piecewise.describe import changed_inputs
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.events import Bus, GraphCaptured
@@ -70,6 +71,7 @@ class Tracer:
         raw = captured.raw
         self._bus.emit(GraphCaptured(nodes=len(raw.graph.graph.nodes)))
         graph_text = raw.graph.print_readable(print_output=False)
+        changed = [raw.sources[index] for index in changed_inputs(raw.graph)]
         program = self._workshop.build(
             raw.graph,
             shape_env=raw.shape_env,
@@ -85,7 +87,7 @@ class Tracer:
             frame[owner_name] = self._owner
         specs = [describe_input(fake) for fake in raw.fakes]
         shape = CallShape(bound.signature, self._owner, raw.traced)
-        entry = Entry(convention_of(raw, owner_name, frame, specs), shape, program)
+        entry = Entry(convention_of(raw, owner_name, frame, specs, changed), shape, program)
         return Traced(
             entry=entry,
             sources=tuple(code.co_filename for code in raw.traced_code),

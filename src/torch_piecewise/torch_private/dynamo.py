@@ -12,7 +12,9 @@ import torch
 from torch._dynamo import bytecode_transformation as bytecode
 from torch._dynamo import convert_frame
 from torch._dynamo.exc import TorchRuntimeError, UncapturedHigherOrderOpError, Unsupported, UserError
+from torch._dynamo.source import AttrSource
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
+from torch._guards import Guard
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
@@ -38,10 +40,13 @@ class InputGuard:
     Attributes:
         path: Python expression over ``L`` (the frame's locals) and ``G`` (its globals).
         kind: name of Dynamo's guard (``TENSOR_MATCH``, ``CONSTANT_MATCH``, ...).
+        about: what else it is about: an attribute's name (``HASATTR``), the path that leads to the same
+            tensor (``DUPLICATE_INPUT``); empty for the others.
     """
 
     path: str
     kind: str
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,10 +122,7 @@ def capture_fullgraph(
         sources=tuple(node._dynamo_source.name for node in placeholders),
         fakes=tuple(node.meta["example_value"] for node in placeholders),
         shape_env=shape_env,
-        guards=tuple(
-            InputGuard(guard.name, guard.inner_create_fn().__name__)
-            for guard in sorted(frame.output_graph.guards)
-        ),
+        guards=tuple(_input_guard(guard) for guard in sorted(frame.output_graph.guards)),
         tail=tail,
         tail_imports={k: v for k, v in frame.import_sources.items() if k in tail_names},
         argument_names=_argument_names(frame.bytecode),
@@ -139,6 +141,16 @@ def _argument_names(code: types.CodeType) -> tuple[str, ...]:
     count = code.co_argcount + code.co_kwonlyargcount
     count += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
     return code.co_varnames[:count]
+
+
+def _input_guard(guard: Guard) -> InputGuard:
+    kind = guard.inner_create_fn().__name__
+    details = getattr(guard.create_fn, "keywords", None) or {}
+    source = guard.originating_source
+    if kind == "HASATTR" and "attr" not in details and isinstance(source, AttrSource):  # 2.11
+        return InputGuard(source.base.name, kind, source.member)
+    other = details.get("source_b")
+    return InputGuard(guard.name, kind, other.name if other is not None else str(details.get("attr") or ""))
 
 
 def _empty_graph() -> GraphModule:
