@@ -78,6 +78,7 @@ def _compile_module(module: Module, settings: Config, tag: str | None) -> Module
         settings,
         traced,
         on_restore=functools.partial(modules.set_compiled_call, module, None),
+        declared=module.forward,
         tag=tag,
     )
     modules.set_compiled_call(module, call)

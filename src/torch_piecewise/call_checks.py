@@ -14,6 +14,7 @@ def check_functions() -> dict[str, Any]:
         "§autocast": autocast_state,
         "§Tensor": torch.Tensor,
         "§show": show,
+        "§sharing": sharing,
     }
 
 
@@ -25,6 +26,14 @@ def autocast_state() -> tuple[Any, ...] | None:
         if torch.is_autocast_enabled(device)
     )
     return state or None
+
+
+def sharing(*tensors: torch.Tensor) -> tuple[int, ...]:
+    """For each tensor, the position of the first one that lies in the same memory."""
+    first: dict[int, int] = {}
+    memories = ((tensor.untyped_storage().data_ptr(), index) for index, tensor in enumerate(tensors))
+    # Tensors without elements have no memory to share.
+    return tuple(first.setdefault(memory or -1 - index, index) for memory, index in memories)
 
 
 def show(value: Any) -> str:

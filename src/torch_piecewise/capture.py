@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import torch
 
+from torch_piecewise.call_form import CallForm
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import Dims
-from torch_piecewise.errors import ConfigError, DynamicDimError, GraphBreakError
+from torch_piecewise.errors import CaptureError, ConfigError, DynamicDimError, GraphBreakError
 from torch_piecewise.relations import Relation
 from torch_piecewise.torch_private import dynamo, shapes
 from torch_piecewise.torch_private.dynamo import RawCapture
@@ -20,6 +20,14 @@ from torch_piecewise.torch_private.shapes import dim_text
 
 _SUBSTITUTE = 7
 """Size that stands for a dynamic dim of size 0 or 1 in a trace: sizes with meanings of their own."""
+
+
+class _Small(Enum):
+    """How a dynamic dim of size 0 or 1 is traced."""
+
+    SUBSTITUTED = auto()
+    DYNAMIC = auto()
+    FIXED = auto()
 
 
 _DYNAMO_SETTINGS = {
@@ -50,33 +58,60 @@ class Captured:
 
 def capture(
     function: Callable[..., Any],
-    bound: inspect.BoundArguments,
+    call: CallForm,
     dims: Dims,
     config: Config,
 ) -> Captured:
-    """Trace ``function`` for the call ``bound``; nothing is run and the arguments are not changed.
+    """Trace ``function`` for ``call``; nothing is run and the arguments are not changed.
 
     A dynamic dim of size 0 or 1 is traced with another size first, because torch treats those two as
     constants in places; where the model's own code distinguishes them, the trace is made again with the
-    true sizes, and holds for those.
+    true sizes, and holds for those. Where even that fails, because the code takes another way at that
+    size which torch cannot trace for a size that may change, the dim is fixed in this trace.
 
     Raises:
         GraphBreakError: Dynamo cannot trace it whole.
         DynamicDimError: a declared dim does not exist, or the model fixes it.
+        CaptureError: the model's own operations refuse this call.
     """
-    _check_dims(bound, dims)
-    true_sizes = _sizes(bound, dims)
-    first = _trace(function, bound, dims, config, substitute=True)
-    values = _values(first.symbols, true_sizes)
-    if all(relation.holds(values) for relation in first.relations):
-        return first
-    return _trace(function, bound, dims, config, substitute=False)
+    _check_dims(call, dims)
+    true_sizes = _sizes(call, dims)
+    *attempts, last = _attempts(call, true_sizes, config)
+    for small in attempts:
+        try:
+            captured = _trace(function, call, dims, config, small)
+        except CaptureError:
+            continue
+        values = _values(captured.symbols, true_sizes)
+        if all(relation.holds(values) for relation in captured.relations):
+            return captured
+    return _trace(function, call, dims, config, last)
 
 
-def _check_dims(bound: inspect.BoundArguments, dims: Dims) -> None:
+def _attempts(call: CallForm, true_sizes: Mapping[str, int], config: Config) -> tuple[_Small, ...]:
+    if not {0, 1} & set(true_sizes.values()):
+        return (_Small.DYNAMIC,)
+    if _share_memory(call.values.values()):  # which stand-ins of other sizes would not
+        return _Small.DYNAMIC, _Small.FIXED
+    if config.dynamic_shapes == "backed":
+        # Such a size is a constant to torch in this mode.
+        return _Small.SUBSTITUTED, _Small.FIXED
+    return _Small.SUBSTITUTED, _Small.DYNAMIC, _Small.FIXED
+
+
+def _share_memory(values: Iterable[Any]) -> bool:
+    tensors = {
+        id(value): value
+        for value in values
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided and value.numel() > 0
+    }
+    return len({value.untyped_storage().data_ptr() for value in tensors.values()}) < len(tensors)
+
+
+def _check_dims(call: CallForm, dims: Dims) -> None:
     declared: dict[str, tuple[str, int]] = {}
     for name, by_dim in dims.items():
-        value = bound.arguments.get(name)
+        value = call.values.get(name)
         if not isinstance(value, torch.Tensor):
             continue
         for dim, symbol in by_dim.items():
@@ -97,12 +132,13 @@ def _check_dims(bound: inspect.BoundArguments, dims: Dims) -> None:
                 )
 
 
-def _sizes(bound: inspect.BoundArguments, dims: Dims) -> dict[str, int]:
+def _sizes(call: CallForm, dims: Dims) -> dict[str, int]:
     sizes = {}
     for name, by_dim in dims.items():
-        value = bound.arguments.get(name)
+        value = call.values.get(name)
         if isinstance(value, torch.Tensor):
-            sizes.update({f"L['{name}'].size()[{dim % value.dim()}]": value.size(dim) for dim in by_dim})
+            source = call.sources[name]
+            sizes.update({f"{source}.size()[{dim % value.dim()}]": value.size(dim) for dim in by_dim})
     return sizes
 
 
@@ -112,19 +148,18 @@ def _values(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, i
 
 def _trace(
     function: Callable[..., Any],
-    bound: inspect.BoundArguments,
+    call: CallForm,
     dims: Dims,
     config: Config,
-    *,
-    substitute: bool,
+    small: _Small,
 ) -> Captured:
-    prepared = _prepared(bound, dims, substitute, config)
+    args, kwargs = call.replaced(_stand_ins(call, dims, small, config))
     oblivious = config.dynamic_shapes == "backed_size_oblivious"
     try:
         raw = dynamo.capture_fullgraph(
             function,
-            prepared.args,
-            prepared.kwargs,
+            args,
+            kwargs,
             shape_settings={"backed_size_oblivious": oblivious},
             dynamo_settings=_DYNAMO_SETTINGS,
         )
@@ -136,48 +171,56 @@ def _trace(
             got=str(error).strip().splitlines()[0],
             hint="remove it from dynamic_arg_dims, or change the code that fixes its size",
         ) from error
-    return _named(raw, bound, dims, config)
+    except dynamo.FakeCallError as error:
+        raise _refused_call_error(error) from error
+    return _named(raw, call, dims, config, (0, 1) if small is _Small.FIXED else ())
 
 
-def _prepared(
-    bound: inspect.BoundArguments, dims: Dims, substitute: bool, config: Config
-) -> inspect.BoundArguments:
-    """The call with stand-ins for its dynamic tensors: the same memory or size, marked for the trace."""
+def _stand_ins(call: CallForm, dims: Dims, small: _Small, config: Config) -> dict[int, torch.Tensor]:
+    """By ``id``, what stands for each dynamic tensor: the same memory or size, marked for the trace."""
     copies: dict[int, torch.Tensor] = {}
-    arguments = OrderedDict(bound.arguments)
     for name, by_dim in dims.items():
-        value = arguments.get(name)
+        value = call.values.get(name)
         if not isinstance(value, torch.Tensor):
             continue
         if id(value) not in copies:
-            copies[id(value)] = _stand_in(value, by_dim, substitute)
-        arguments[name] = copies[id(value)]
+            copies[id(value)] = _stand_in(value, by_dim, small)
         unbacked = config.unbacked_dims().get(name, ())
         for dim in by_dim:
             position = dim % value.dim()
-            if config.dynamic_shapes == "backed" and not substitute and value.size(dim) in (0, 1):
-                continue  # such a size is a constant to torch in this mode: it gets a trace of its own
+            if small is _Small.FIXED and value.size(dim) in (0, 1):
+                continue
             if config.dynamic_shapes == "unbacked" or position in unbacked:
                 dynamo.mark_unbacked(copies[id(value)], position)
             else:
                 dynamo.mark_dynamic(copies[id(value)], position)
-    return inspect.BoundArguments(bound.signature, arguments)
+    return copies
 
 
-def _stand_in(value: torch.Tensor, by_dim: Mapping[int, Any], substitute: bool) -> torch.Tensor:
+def _stand_in(value: torch.Tensor, by_dim: Mapping[int, Any], small: _Small) -> torch.Tensor:
     sizes = list(value.shape)
     for dim in by_dim:
-        if substitute and sizes[dim] in (0, 1):
+        if small is _Small.SUBSTITUTED and sizes[dim] in (0, 1):
             sizes[dim] = _SUBSTITUTE
-    if sizes == list(value.shape):
-        stand_in = value.detach()
-    else:
-        stand_in = torch.empty(sizes, dtype=value.dtype, device=value.device)
+    stand_in = value.detach() if sizes == list(value.shape) else _laid_out_like(value, sizes)
     return stand_in.requires_grad_(value.requires_grad)
 
 
-def _named(raw: RawCapture, bound: inspect.BoundArguments, dims: Dims, config: Config) -> Captured:
-    declared = _declared_sizes(raw, dims)
+def _laid_out_like(value: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Memory of ``sizes``, its dims in the order of ``value``'s: dense where it is, else as far apart."""
+    dtype, device = value.dtype, value.device
+    if value.is_contiguous():
+        return torch.empty(sizes, dtype=dtype, device=device)
+    outermost_first = sorted(range(value.dim()), key=value.stride, reverse=True)
+    dense = torch.empty_permuted(value.shape, outermost_first, device="meta").stride()
+    steps = zip(value.shape, value.stride(), dense, strict=True)
+    if all(size == 1 or stride == wanted for size, stride, wanted in steps):
+        return torch.empty_permuted(sizes, outermost_first, dtype=dtype, device=device)
+    return torch.empty_strided(sizes, value.stride(), dtype=dtype, device=device)
+
+
+def _named(raw: RawCapture, call: CallForm, dims: Dims, config: Config, allowed: tuple[int, ...]) -> Captured:
+    declared = _declared_sizes(raw, call, dims)
     by_name: dict[str, str] = {}
     for (name, dim), size in declared.items():
         symbol = dims[name][dim] or f"{name}.{dim}"
@@ -185,7 +228,7 @@ def _named(raw: RawCapture, bound: inspect.BoundArguments, dims: Dims, config: C
         if other != f"{name}.{dim}":
             first = declared[other.rsplit(".", 1)[0], int(other.rsplit(".", 1)[1])]
             shapes.assume_equal(raw.shape_env, first, size)
-    _refuse_fixed_dims(raw, declared, (0, 1) if config.dynamic_shapes == "backed" else ())
+    _refuse_fixed_dims(raw, declared, allowed)
     symbols = shapes.symbol_sources(raw.shape_env, raw.sources, raw.fakes)
     relations = tuple(Relation(*pair) for pair in shapes.shape_relations(raw.shape_env))
     used = {name for relation in relations for name in relation.symbols}
@@ -194,11 +237,11 @@ def _named(raw: RawCapture, bound: inspect.BoundArguments, dims: Dims, config: C
     return Captured(raw, dispatch, keep, relations)
 
 
-def _declared_sizes(raw: RawCapture, dims: Dims) -> dict[tuple[str, int], Any]:
+def _declared_sizes(raw: RawCapture, call: CallForm, dims: Dims) -> dict[tuple[str, int], Any]:
     found = {}
     by_source = dict(zip(raw.sources, raw.fakes, strict=True))
     for name, by_dim in dims.items():
-        fake = by_source.get(f"L['{name}']")
+        fake = by_source.get(call.sources.get(name, ""))
         if isinstance(fake, torch.Tensor):
             found.update({(name, dim): fake.shape[dim] for dim in by_dim})
     return found
@@ -245,4 +288,14 @@ def graph_break_error(error: BaseException) -> GraphBreakError:
         expected="code that traces as one graph",
         got=reason,
         hint=hints or "move that code out of the compiled model, or make it a tp.splitting_op",
+    )
+
+
+def _refused_call_error(error: BaseException) -> CaptureError:
+    reason, _hints, where = dynamo.graph_break_details(error)
+    return CaptureError(
+        f"An operation of the model refuses this call's inputs{f' at {where}' if where else ''}",
+        expected="a call that the uncompiled model takes",
+        got=reason,
+        hint="call the uncompiled model with the same inputs; if it takes them, please report this",
     )

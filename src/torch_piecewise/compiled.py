@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch_piecewise.call_form import with_owner_named
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.entry import MISS, CallShape, Entry
-from torch_piecewise.errors import FingerprintError, GuardError, MissError
+from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers
 from torch_piecewise.store import OpenStore, cache_root, open_store
-from torch_piecewise.torch_private.modules import is_dynamo_compiling
+from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model
 
 if TYPE_CHECKING:
     from torch_piecewise.tracing import Traced, Tracer
@@ -71,6 +72,8 @@ class CompiledCall:
         owner: the module or object it is bound to; None for a plain function.
         config: the settings.
         original: what to run for calls that are not compiled (``mode="none"``, inside another trace).
+        on_restore: called by :meth:`restore`.
+        declared: has the parameters that people name; None: ``function`` has.
     """
 
     def __init__(
@@ -80,18 +83,19 @@ class CompiledCall:
         config: Config,
         original: Callable[..., Any],
         on_restore: Callable[[], None] = lambda: None,
+        declared: Callable[..., Any] | None = None,
         tag: str | None = None,
     ) -> None:
         self.config = config
         self.counters = Counters()
         self.bus = Bus(self.counters)
-        self._function = function
+        self._function = with_owner_named(function)
         self._owner = owner
         self._original = original
         self._on_restore = on_restore
-        self._signature = inspect.signature(function)
-        self._dims = dynamic_dims(function, config) if config.mode != "none" else {}
-        self._plain: Any = getattr(function, "__func__", function)
+        self._signature = inspect.signature(declared or function)
+        self._dims = dynamic_dims(declared or function, config) if config.mode != "none" else {}
+        self._plain: Any = getattr(self._function, "__func__", self._function)
         self._tag = tag or "backbone"
         self._tracer: Tracer | None = None
         self._keeper: Keeper | None = None
@@ -103,12 +107,18 @@ class CompiledCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the call, compiled; traces and compiles first where no trace fits it."""
-        for call in self._calls:
-            result = call(*args, **kwargs)
-            if result is not MISS:
-                return result
-        if is_dynamo_compiling() or self.config.mode == "none":
-            return self._original(*args, **kwargs)
+        refused = False
+        try:
+            for call in self._calls:
+                result = call(*args, **kwargs)
+                if result is not MISS:
+                    return result
+        except TypeError:
+            refused = not self._takes(args, kwargs)
+            if not refused:
+                raise
+        if refused or is_dynamo_compiling() or self.config.mode == "none":
+            return self._original(*args, **kwargs)  # the model refuses a call in its own words
         return self._first_call(args, kwargs)
 
     # -- the handle
@@ -157,6 +167,14 @@ class CompiledCall:
 
     # -- tracing
 
+    def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether such a call has the arguments it needs, and no others."""
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
+
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._lock:
             for entry in self._entries:  # another thread may have traced it meanwhile
@@ -197,7 +215,8 @@ class CompiledCall:
         """Take every kept program; the result of the call if one of them serves it, else MISS."""
         if self._keeper is None or self._managers is None:
             return MISS
-        shape = CallShape(self._signature, self._owner, self._plain)
+        own_signature = inspect.signature(self._function, follow_wrapped=False)
+        shape = CallShape(own_signature, self._owner, self._plain)
         answer: Any = MISS
         with self.bus.phase("load"):
             for entry in self._keeper.load(shape, self._managers):
@@ -214,7 +233,7 @@ class CompiledCall:
     def _make_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace and compile, in turn with everybody on the same store, and run the call."""
         if self._keeper is None:
-            self._add(self._trace(args, kwargs).entry)
+            self._add(self._traced(args, kwargs).entry)
             return self._entries[0].call(*args, **kwargs)
         if self.config.on_miss == "error":
             raise MissError(
@@ -230,11 +249,22 @@ class CompiledCall:
             result = self._newly_kept(args, kwargs)
             if result is not MISS:
                 return result
-            traced = self._trace(args, kwargs)
+            traced = self._traced(args, kwargs)
             self._keeper.keep(traced.entry, traced.sources, traced.companions, before)
             self._kept += 1
             self._add(traced.entry)
         return self._entries[0].call(*args, **kwargs)
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+        """The call traced and compiled; what the model itself refuses, it refuses in its own words."""
+        failure: Exception | None = None
+        try:
+            return self._trace(args, kwargs)
+        except (CaptureError, TypeError) as error:
+            failure = error
+        if raised_by_model(failure) or not self._takes(args, kwargs):
+            self._original(*args, **kwargs)
+        raise failure
 
     def _newly_kept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What another process kept while this one waited for its turn."""
@@ -268,8 +298,14 @@ class CompiledCall:
         if self._tracer is None:
             assert self._managers is not None
             self._tracer = Tracer(
-                self._function, self._owner, self._dims, self.config, self.bus, self._managers
+                self._function,
+                self._signature,
+                self._owner,
+                self._dims,
+                self.config,
+                self.bus,
+                self._managers,
             )
-        traced = self._tracer.trace(self._signature.bind(*args, **kwargs))
+        traced = self._tracer.trace(args, kwargs)
         logger.info("compiled in %.1f s", time.monotonic() - start)
         return traced

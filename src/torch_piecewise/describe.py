@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,25 @@ from torch_piecewise.splitting import SplitItem
 from torch_piecewise.torch_private.nodes import example_value, storage_key
 from torch_piecewise.torch_private.ops import op_mutates
 from torch_piecewise.torch_private.shapes import ShapeEnv, describe_input, symbols_in
+
+_IN_PLACE_OPERATORS = frozenset(
+    (
+        operator.iadd,
+        operator.iand,
+        operator.ifloordiv,
+        operator.ilshift,
+        operator.imatmul,
+        operator.imod,
+        operator.imul,
+        operator.ior,
+        operator.ipow,
+        operator.irshift,
+        operator.isub,
+        operator.itruediv,
+        operator.ixor,
+        operator.setitem,
+    )
+)
 
 
 def describe_pieces(
@@ -49,6 +69,9 @@ def _describe(
     if reason is None and None in specs:
         node = placeholders[specs.index(None)]
         reason = f"input {node.name!r} is no plain dense tensor ({type(example_value(node)).__name__})"
+    complex_inputs = [n.name for n, spec in zip(placeholders, specs, strict=True) if _is_complex(spec)]
+    if reason is None and complex_inputs:
+        reason = f"input {complex_inputs[0]!r} is complex"
     if reason is not None:
         return EagerPiece(item.submod_name, item.graph, reason)
     inputs: tuple[InputSpec, ...] = tuple(spec for spec in specs if spec is not None)
@@ -63,6 +86,34 @@ def _describe(
         relations=tuple(text for text, used in relations.items() if used and used <= names),
         dispatch=dispatch if dispatch in names else None,
     )
+
+
+def _is_complex(spec: InputSpec | None) -> bool:
+    return isinstance(spec, TensorSpec) and spec.dtype.is_complex
+
+
+def changed_inputs(graph: GraphModule) -> frozenset[int]:
+    """Positions of the graph's inputs that it changes in place, themselves or through a view."""
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    changed = {
+        storage_key(value)
+        for node in graph.graph.nodes
+        if _mutates(node)
+        for operand in _changed_operands(node)
+        if isinstance(value := example_value(operand), torch.Tensor)
+    }
+    values = [example_value(node) for node in placeholders]
+    return frozenset(
+        index
+        for index, value in enumerate(values)
+        if isinstance(value, torch.Tensor) and storage_key(value) in changed - {None}
+    )
+
+
+def _changed_operands(node: Node) -> list[Node]:
+    if op_mutates(node.target) or "out" in node.kwargs:
+        return node.all_input_nodes
+    return node.all_input_nodes[:1]
 
 
 def dims_of(inputs: Iterable[InputSpec]) -> list[Dim]:
@@ -106,6 +157,8 @@ def _mutates(node: Node) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op != "call_function":
         return False
+    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("inplace") is True:
+        return True
     mutates = op_mutates(node.target)
     if mutates is not None:
         return mutates

@@ -7,27 +7,47 @@ flag and, elsewhere, its parameters, buffers and submodules.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from torch_piecewise.call_checks import autocast_state
+from torch_piecewise.call_checks import autocast_state, sharing
 from torch_piecewise.convention import Check, Convention
-from torch_piecewise.piece import InputSpec, TensorSpec
-from torch_piecewise.torch_private.dynamo import RawCapture
+from torch_piecewise.piece import Dim, InputSpec, TensorSpec
+from torch_piecewise.torch_private.dynamo import InputGuard, RawCapture
+from torch_piecewise.torch_private.shapes import size_sources, symbol_sources
 
-_VALUES = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, complex)
+_CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, complex)
 _BY_VALUE = frozenset(("CONSTANT_MATCH", "EQUALS_MATCH", "NONE_MATCH", "BOOL_MATCH", "BOOL_FALSE"))
+_BY_CONTENTS = frozenset(("SET_CONTAINS", "SET_NOT_CONTAINS"))
 _BY_LENGTH = frozenset(("SEQUENCE_LENGTH", "LIST_LENGTH", "TUPLE_LENGTH", "DICT_LENGTH", "RANGE_MATCH"))
-_BY_KEYS = frozenset(("DICT_KEYS", "DICT_KEYS_MATCH", "DICT_CONST_KEYS", "DICT_CONTAINS"))
-_BY_IDENTITY = frozenset(("ID_MATCH", "CLASS_MATCH", "FUNCTION_MATCH", "CLOSURE_MATCH", "MODULE_MATCH"))
+_BY_KEYS = frozenset(
+    (
+        "DICT_KEYS",
+        "DICT_KEYS_MATCH",
+        "DICT_CONST_KEYS",
+        "DICT_CONTAINS",
+        "DICT_NOT_CONTAINS",
+        "MAPPING_KEYS_CHECK",
+    )
+)
+_BY_IDENTITY = frozenset(("ID_MATCH", "CLASS_MATCH", "FUNCTION_MATCH", "MODULE_MATCH", "BUILTIN_MATCH"))
 _BY_TYPE = frozenset(("TYPE_MATCH", "NN_MODULE", "DATA_PTR_MATCH", "WEAKREF_ALIVE"))
+_BY_ATTRIBUTE = frozenset(("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"))
+
+_ABSENT: Any = object()
 
 
 def convention_of(
-    raw: RawCapture, owner_name: str | None, frame: Mapping[str, Any], specs: Sequence[InputSpec | None]
+    raw: RawCapture,
+    owner_name: str | None,
+    frame: Mapping[str, Any],
+    specs: Sequence[InputSpec | None],
+    changed: Iterable[str] = (),
 ) -> Convention:
     """The calling convention of one trace.
 
@@ -35,33 +55,20 @@ def convention_of(
         owner_name: name of the frame's local that is the model itself, whose attributes are not checked.
         frame: the frame's locals at the trace, closed-over ones included.
         specs: description of each graph input, in order.
+        changed: sources of the graph inputs that the graph changes in place.
     """
+    writer = _Writer(raw, owner_name, frame, specs)
+    checks = [*_mode_checks(owner_name, frame), *writer.checks(), *writer.sharing_checks(set(changed))]
     return Convention(
         owner_name=owner_name,
         sources=raw.sources,
         specs=tuple(specs),
-        checks=_checks_of_trace(raw, owner_name, frame, specs),
-        values=_check_values(raw, frame),
+        checks=tuple({check.expression: check for check in checks}.values()),
+        values=writer.values,
         tail=raw.tail,
         tail_imports=raw.tail_imports,
         tail_builtins=raw.tail_builtins,
     )
-
-
-def _checks_of_trace(
-    raw: RawCapture, owner_name: str | None, frame: Mapping[str, Any], specs: Sequence[Any]
-) -> tuple[Check, ...]:
-    by_source = dict(zip(raw.sources, specs, strict=True))
-    checks: list[Check] = list(_mode_checks(owner_name, frame))
-    seen: set[str] = set()
-    for guard in raw.guards:
-        if not guard.path.startswith("L['") or guard.path.startswith(f"L['{owner_name}']"):
-            continue
-        made = _check(guard.path, guard.kind, frame, raw.traced.__globals__, by_source)
-        if made is not None and made.expression not in seen:
-            seen.add(made.expression)
-            checks.append(made)
-    return tuple(checks)
 
 
 def _mode_checks(owner_name: str | None, frame: Mapping[str, Any]) -> list[Check]:
@@ -83,106 +90,179 @@ def _mode_checks(owner_name: str | None, frame: Mapping[str, Any]) -> list[Check
     return checks
 
 
-def _check_values(raw: RawCapture, frame: Mapping[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {"§traced_autocast": autocast_state()}
-    for guard in raw.guards:
-        if guard.path.startswith("L['"):
-            value = _value(guard.path, frame, raw.traced.__globals__)
-            values[_label("type", guard.path)] = type(value)
-            if isinstance(value, torch.Tensor):
-                values[_dtype_label(value.dtype)] = value.dtype
-                values[_device_label(value.device)] = value.device
-            elif guard.kind in _BY_IDENTITY or isinstance(value, _VALUES):
-                values[_label("value", guard.path)] = value
-    return values
+class _Writer:
+    """Turns what the trace read of the call's arguments into checks."""
 
+    def __init__(
+        self, raw: RawCapture, owner_name: str | None, frame: Mapping[str, Any], specs: Sequence[Any]
+    ) -> None:
+        self.values: dict[str, Any] = {"§traced_autocast": autocast_state()}
+        self._raw = raw
+        self._owner = f"L[{owner_name!r}]"
+        self._frame = frame
+        self._specs = dict(zip(raw.sources, specs, strict=True))
+        self._dynamic = size_sources(raw.shape_env)
+        sources = symbol_sources(raw.shape_env, raw.sources, raw.fakes)
+        self._readers = {symbol: self._local(source) for symbol, source in sources.items()}
 
-def _value(path: str, frame: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:
-    try:
-        return eval(path, {"L": frame, "G": scope})
-    except Exception:  # noqa: BLE001 - a path of Dynamo's own (iterators, closures) that is no plain expression
+    def checks(self) -> list[Check]:
+        """One for each thing that was read of an argument, and for each tensor that was read twice."""
+        made = []
+        for guard in self._raw.guards:
+            if guard.kind == "DUPLICATE_INPUT":
+                made.append(self._same_tensor(guard))
+            elif guard.path.startswith("L['") and not guard.path.startswith(self._owner):
+                value = self._value(guard.path)
+                if value is not _ABSENT:
+                    made.append(self._check(guard, value))
+        return [check for check in made if check is not None]
+
+    def sharing_checks(self, changed: set[str]) -> list[Check]:
+        """Where the graph changes an argument in place: which arguments lie in one memory."""
+        tensors = [
+            source
+            for source, fake in zip(self._raw.sources, self._raw.fakes, strict=True)
+            if isinstance(fake, torch.Tensor) and fake.layout is torch.strided and self._is_argument(source)
+        ]
+        if not changed & set(tensors) or len(tensors) < 2:
+            return []
+        names = [self._local(source) for source in tensors]
+        traced = sharing(*map(self._value, tensors))
+        call = f"§sharing({', '.join(names)})"
+        return [Check(f"{call} == {traced}", f"{', '.join(names)} shared memory as {traced}", call)]
+
+    # -- one guard
+
+    def _check(self, guard: InputGuard, value: Any) -> Check | None:
+        local, kind = self._local(guard.path), guard.kind
+        if kind == "TENSOR_MATCH" and isinstance(value, torch.Tensor):
+            return self._tensor(guard.path, local, value)
+        if kind in _BY_VALUE or kind in _BY_CONTENTS:
+            return self._constant(guard.path, local, value)
+        if kind in _BY_LENGTH:
+            return Check(
+                f"{self._type_is(guard.path, local, value)} and len({local}) == {len(value)}",
+                f"{local} had length {len(value)}",
+                f"len({local}) if hasattr({local}, '__len__') else type({local}).__name__",
+            )
+        if kind in _BY_KEYS and isinstance(value, Mapping):
+            return Check(
+                f"{self._type_is(guard.path, local, value)} and list({local}) == {list(value)!r}",
+                f"{local} had keys {list(value)!r}",
+                f"list({local}) if hasattr({local}, 'keys') else type({local}).__name__",
+            )
+        if kind in _BY_ATTRIBUTE:
+            has = hasattr(value, guard.about)
+            return Check(
+                f"hasattr({local}, {guard.about!r}) is {has}",
+                f"{local} had {'an' if has else 'no'} attribute {guard.about!r}",
+                f"repr({local})",
+            )
+        if kind == "NOT_NONE_MATCH":
+            return Check(f"{local} is not None", f"{local} was not None", "None")
+        if kind == "CLOSURE_MATCH" and hasattr(value, "__code__"):
+            code = self._keep("code", guard.path, value.__code__)
+            return Check(
+                f"getattr({local}, '__code__', None) == {code}", f"{local} was {value!r}", f"repr({local})"
+            )
+        if kind in _BY_IDENTITY or kind == "CLOSURE_MATCH":
+            kept = self._keep("value", guard.path, value)
+            return Check(f"{local} is {kept}", f"{local} was another object", f"repr({local})")
+        if kind in _BY_TYPE:
+            return Check(
+                self._type_is(guard.path, local, value),
+                f"{local} was a {type(value).__name__}",
+                f"type({local}).__name__",
+            )
         return None
 
+    def _same_tensor(self, guard: InputGuard) -> Check | None:
+        if not (guard.path.startswith("L['") and guard.about.startswith("L['")):
+            return None
+        one, other = self._local(guard.path), self._local(guard.about)
+        return Check(f"{one} is {other}", f"{one} and {other} were one tensor", "'two'")
 
-def _label(prefix: str, path: str) -> str:
-    return f"§{prefix}_{re.sub(r'[^0-9A-Za-z]+', '_', path)}"
+    def _constant(self, path: str, local: str, value: Any) -> Check:
+        text = f"{local} was {value!r}"
+        if value is None or isinstance(value, bool):
+            return Check(f"{local} is {value}", text, f"repr({local})")
+        same_type = self._type_is(path, local, value)
+        if isinstance(value, float) and value != value:  # noqa: PLR0124 - not a number
+            return Check(f"{same_type} and {local} != {local}", text, f"repr({local})")
+        kept = self._keep("value", path, value if isinstance(value, _CONSTANTS) else copy.copy(value))
+        return Check(f"{same_type} and {local} == {kept}", text, f"repr({local})")
+
+    def _tensor(self, path: str, local: str, tensor: torch.Tensor) -> Check:
+        parts = [
+            f"isinstance({local}, §Tensor)",
+            f"{local}.dtype is {self._keep('dtype', str(tensor.dtype), tensor.dtype)}",
+            f"{local}.device == {self._keep('device', str(tensor.device), tensor.device)}",
+            f"{local}.dim() == {tensor.dim()}",
+        ]
+        if torch.is_grad_enabled():
+            parts.append(f"{local}.requires_grad is {tensor.requires_grad}")
+        spec = self._specs.get(path)
+        described = f"{local} was {tensor.dtype}, {tensor.dim()}-d"
+        if isinstance(spec, TensorSpec):
+            sizes: Sequence[Dim] = spec.size
+            described += f", shape ({_listed(spec.size)}), strides ({_listed(spec.stride)})"
+        else:  # read for its sizes alone, or of a kind that has no description
+            sizes = [
+                "any" if f"{path}.size()[{dim}]" in self._dynamic else size
+                for dim, size in enumerate(tensor.shape)
+            ]
+            described += f", shape ({_listed(sizes)})"
+        parts += [f"{local}.size({dim}) == {size}" for dim, size in enumerate(sizes) if isinstance(size, int)]
+        if isinstance(spec, TensorSpec):
+            parts += self._layout(local, tensor, spec)
+        described += f", requires_grad={tensor.requires_grad}, {tensor.device}"
+        return Check(" and ".join(parts), described, f"§show({local})")
+
+    def _layout(self, local: str, tensor: torch.Tensor, spec: TensorSpec) -> list[str]:
+        if tensor.is_contiguous():
+            return [f"{local}.is_contiguous()"]
+        parts = []
+        own = {size: f"{local}.size({dim})" for dim, size in enumerate(spec.size) if isinstance(size, str)}
+        for dim, (size, stride) in enumerate(zip(spec.size, spec.stride, strict=True)):
+            wanted = str(stride) if isinstance(stride, int) else self._written(stride, own)
+            if wanted is None or size == 1 or wanted == f"{local}.stride()[{dim}]":
+                continue
+            same = f"{local}.stride({dim}) == {wanted}"
+            # A dim of size 1 is never stepped along.
+            parts.append(same if isinstance(size, int) else f"({local}.size({dim}) == 1 or {same})")
+        return parts
+
+    def _written(self, text: str, own: Mapping[str, str]) -> str | None:
+        """``text`` over symbols as Python over the arguments; None where it is no plain arithmetic."""
+        readers = {**self._readers, **own}
+        names = set(re.findall(r"[A-Za-z_]\w*", text))
+        if not names <= readers.keys():
+            return None
+        return re.sub(r"[A-Za-z_]\w*", lambda match: readers[match[0]], text)
+
+    # -- names
+
+    def _is_argument(self, source: str) -> bool:
+        return source.startswith("L['") and not source.startswith(self._owner)
+
+    def _local(self, path: str) -> str:
+        return re.sub(r"L\['(\w+)'\]", r"\1", path.replace(self._owner, "§owner"))
+
+    def _value(self, path: str) -> Any:
+        try:
+            return eval(path, {"L": self._frame, "G": self._raw.traced.__globals__})
+        except Exception:  # noqa: BLE001 - a path of Dynamo's own (iterators) that is no plain expression
+            return _ABSENT
+
+    def _type_is(self, path: str, local: str, value: Any) -> str:
+        return f"type({local}) is {self._keep('type', path, type(value))}"
+
+    def _keep(self, prefix: str, path: str, value: Any) -> str:
+        """Keep ``value`` under a name for the checks, which no other path's value has."""
+        name = f"§{prefix}_{re.sub(r'[^0-9A-Za-z]+', '_', path)}_{zlib.crc32(path.encode()):x}"
+        self.values[name] = value
+        return name
 
 
-def _check(
-    path: str, kind: str, frame: Mapping[str, Any], scope: Mapping[str, Any], specs: Mapping[str, Any]
-) -> Check | None:
-    local = re.sub(r"L\['(\w+)'\]", r"\1", path)
-    value = _value(path, frame, scope)
-    spec = specs.get(path)
-    if kind == "TENSOR_MATCH" and isinstance(value, torch.Tensor):
-        return _tensor_check(local, value, spec if isinstance(spec, TensorSpec) else None)
-    if kind in _BY_VALUE and isinstance(value, _VALUES):
-        return _value_check(local, path, value)
-    if kind in _BY_LENGTH:
-        return Check(
-            f"type({local}) is {_label('type', path)} and len({local}) == {len(value)}",
-            f"{local} had length {len(value)}",
-            f"len({local}) if hasattr({local}, '__len__') else type({local}).__name__",
-        )
-    if kind in _BY_KEYS and isinstance(value, Mapping):
-        return Check(
-            f"type({local}) is {_label('type', path)} and list({local}) == {list(value)!r}",
-            f"{local} had keys {list(value)!r}",
-            f"list({local}) if hasattr({local}, 'keys') else type({local}).__name__",
-        )
-    if kind in _BY_IDENTITY:
-        return Check(f"{local} is {_label('value', path)}", f"{local} was another object", f"repr({local})")
-    if kind in _BY_TYPE:
-        name = type(value).__name__
-        return Check(
-            f"type({local}) is {_label('type', path)}", f"{local} was a {name}", f"type({local}).__name__"
-        )
-    return None
-
-
-def _value_check(local: str, path: str, value: Any) -> Check:
-    if value is None or isinstance(value, bool):
-        return Check(f"{local} is {value}", f"{local} was {value}", f"repr({local})")
-    return Check(
-        f"type({local}) is {_label('type', path)} and {local} == {_label('value', path)}",
-        f"{local} was {value!r}",
-        f"repr({local})",
-    )
-
-
-def _tensor_check(local: str, tensor: torch.Tensor, spec: TensorSpec | None) -> Check:
-    parts = [
-        f"isinstance({local}, §Tensor)",
-        f"{local}.dtype is {_dtype_label(tensor.dtype)}",
-        f"{local}.device == {_device_label(tensor.device)}",
-        f"{local}.dim() == {tensor.dim()}",
-    ]
-    if torch.is_grad_enabled():
-        parts.append(f"{local}.requires_grad is {tensor.requires_grad}")
-    described = f"{local} was {tensor.dtype}, {tensor.dim()}-d"
-    if spec is not None:
-        fixed = [(dim, size) for dim, size in enumerate(spec.size) if isinstance(size, int)]
-        parts += [f"{local}.size({dim}) == {size}" for dim, size in fixed]
-        parts.append(_layout_check(local, tensor, spec))
-        described += (
-            f", shape ({', '.join(map(str, spec.size))}), strides ({', '.join(map(str, spec.stride))})"
-        )
-    got = f"§show({local})"
-    return Check(
-        " and ".join(parts), described + f", requires_grad={tensor.requires_grad}, {tensor.device}", got
-    )
-
-
-def _device_label(device: torch.device) -> str:
-    return _label("device", str(device))
-
-
-def _dtype_label(dtype: torch.dtype) -> str:
-    return _label("dtype", str(dtype))
-
-
-def _layout_check(local: str, tensor: torch.Tensor, spec: TensorSpec) -> str:
-    if tensor.is_contiguous():
-        return f"{local}.is_contiguous()"
-    fixed = [(dim, stride) for dim, stride in enumerate(spec.stride) if isinstance(stride, int)]
-    return " and ".join(f"{local}.stride({dim}) == {stride}" for dim, stride in fixed) or "True"
+def _listed(dims: Iterable[Dim]) -> str:
+    return ", ".join(map(str, dims))

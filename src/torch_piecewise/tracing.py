@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_piecewise.backend import Workshop
+from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
 from torch_piecewise.config import Config
+from torch_piecewise.describe import changed_inputs
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.events import Bus, GraphCaptured
@@ -38,6 +40,7 @@ class Tracer:
 
     Args:
         function: what to trace: a function or bound method.
+        named: its parameters by the names people know.
         owner: the module or object it is bound to; None for a plain function.
         dims: which dims of its arguments are dynamic.
     """
@@ -45,6 +48,7 @@ class Tracer:
     def __init__(
         self,
         function: Callable[..., Any],
+        named: inspect.Signature,
         owner: Any,
         dims: Dims,
         config: Config,
@@ -52,19 +56,22 @@ class Tracer:
         managers: Managers,
     ) -> None:
         self._function = function
+        self._named = named
         self._owner = owner
         self._dims = dims
         self._config = config
         self._bus = bus
         self._workshop = Workshop(config, bus, managers)
 
-    def trace(self, bound: inspect.BoundArguments) -> Traced:
-        """Trace and compile for calls like ``bound``."""
+    def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+        """Trace and compile for calls like this one."""
+        call = call_form(self._function, self._named, args, kwargs)
         with self._bus.phase("trace"):
-            captured = capture(self._function, bound, self._dims, self._config)
+            captured = capture(self._function, call, self._dims, self._config)
         raw = captured.raw
         self._bus.emit(GraphCaptured(nodes=len(raw.graph.graph.nodes)))
         graph_text = raw.graph.print_readable(print_output=False)
+        changed = [raw.sources[index] for index in changed_inputs(raw.graph)]
         program = self._workshop.build(
             raw.graph,
             shape_env=raw.shape_env,
@@ -72,6 +79,7 @@ class Tracer:
             dispatch=captured.dispatch,
             symbols=captured.symbols,
         )
+        bound = call.bound
         bound.apply_defaults()
         owner_name = raw.argument_names[0] if self._owner is not None else None
         frame = {**bound.arguments, **closure_values(raw.traced)}
@@ -79,7 +87,7 @@ class Tracer:
             frame[owner_name] = self._owner
         specs = [describe_input(fake) for fake in raw.fakes]
         shape = CallShape(bound.signature, self._owner, raw.traced)
-        entry = Entry(convention_of(raw, owner_name, frame, specs), shape, program)
+        entry = Entry(convention_of(raw, owner_name, frame, specs, changed), shape, program)
         return Traced(
             entry=entry,
             sources=tuple(code.co_filename for code in raw.traced_code),

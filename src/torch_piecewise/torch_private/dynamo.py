@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch._dynamo import bytecode_transformation as bytecode
 from torch._dynamo import convert_frame
-from torch._dynamo.exc import UncapturedHigherOrderOpError, Unsupported, UserError
+from torch._dynamo.exc import TorchRuntimeError, UncapturedHigherOrderOpError, Unsupported, UserError
+from torch._dynamo.source import AttrSource
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
-from torch.fx import GraphModule
+from torch._guards import Guard
+from torch.fx import Graph, GraphModule
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
 
@@ -27,6 +29,10 @@ ShapeError = ConstraintViolationError
 """What a trace raises where a dim marked as dynamic turns out to be fixed (2.11, 2.13)."""
 
 
+FakeCallError = TorchRuntimeError
+"""What a trace raises where an operation refuses its inputs, as it would in a run (2.11, 2.13)."""
+
+
 @dataclass(frozen=True)
 class InputGuard:
     """Something Dynamo read while tracing, and how it looked at it.
@@ -34,10 +40,13 @@ class InputGuard:
     Attributes:
         path: Python expression over ``L`` (the frame's locals) and ``G`` (its globals).
         kind: name of Dynamo's guard (``TENSOR_MATCH``, ``CONSTANT_MATCH``, ...).
+        about: what else it is about: an attribute's name (``HASATTR``), the path that leads to the same
+            tensor (``DUPLICATE_INPUT``); empty for the others.
     """
 
     path: str
     kind: str
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,10 +81,6 @@ class RawCapture:
     traced_code: tuple[types.CodeType, ...]
 
 
-class NoGraph(Exception):
-    """The traced function has no tensor operation at all."""
-
-
 def capture_fullgraph(
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -84,7 +89,7 @@ def capture_fullgraph(
     shape_settings: Mapping[str, Any],
     dynamo_settings: Mapping[str, Any],
 ) -> RawCapture:
-    """Trace ``function(*args, **kwargs)`` as one graph without running it.
+    """Trace ``function(*args, **kwargs)`` as one graph without running it; an empty one without operations.
 
     Uses ``torch._dynamo.convert_frame.fullgraph_capture`` (2.11, 2.13), the door that torch's own
     ``aot_compile`` and strict export use; https://github.com/pytorch/pytorch/issues/154703.
@@ -95,7 +100,6 @@ def capture_fullgraph(
 
     Raises:
         GraphBreak: Dynamo cannot trace it whole.
-        NoGraph: there is nothing to compile.
     """
     with (
         get_metrics_context(),
@@ -104,15 +108,13 @@ def capture_fullgraph(
         patched(torch._dynamo.config, dynamo_settings),
     ):
         output = convert_frame.fullgraph_capture(function, args, kwargs)
-    backend_input = output.backend_input
-    if backend_input is None:
-        raise NoGraph
     frame = output.graph_capture_output
-    graph: GraphModule = backend_input.graph_module
-    shape_env = backend_input.fake_mode.shape_env
+    backend_input = output.backend_input
+    graph = backend_input.graph_module if backend_input is not None else _empty_graph()
+    shape_env = frame.output_graph.shape_env
     assert shape_env is not None
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    tail = _tail_of(frame.bytecode, backend_input.backend_id)
+    tail = _tail_of(frame.bytecode, backend_input.backend_id if backend_input is not None else None)
     traced, _self = convert_frame.get_traced_fn(function)
     tail_names = _globals_of(tail)
     return RawCapture(
@@ -120,10 +122,7 @@ def capture_fullgraph(
         sources=tuple(node._dynamo_source.name for node in placeholders),
         fakes=tuple(node.meta["example_value"] for node in placeholders),
         shape_env=shape_env,
-        guards=tuple(
-            InputGuard(guard.name, guard.inner_create_fn().__name__)
-            for guard in sorted(frame.output_graph.guards)
-        ),
+        guards=tuple(_input_guard(guard) for guard in sorted(frame.output_graph.guards)),
         tail=tail,
         tail_imports={k: v for k, v in frame.import_sources.items() if k in tail_names},
         argument_names=_argument_names(frame.bytecode),
@@ -144,25 +143,36 @@ def _argument_names(code: types.CodeType) -> tuple[str, ...]:
     return code.co_varnames[:count]
 
 
-def _tail_of(code: types.CodeType, backend_id: str) -> types.CodeType:
+def _input_guard(guard: Guard) -> InputGuard:
+    kind = guard.inner_create_fn().__name__
+    details = getattr(guard.create_fn, "keywords", None) or {}
+    source = guard.originating_source
+    if kind == "HASATTR" and "attr" not in details and isinstance(source, AttrSource):  # 2.11
+        return InputGuard(source.base.name, kind, source.member)
+    other = details.get("source_b")
+    return InputGuard(guard.name, kind, other.name if other is not None else str(details.get("attr") or ""))
+
+
+def _empty_graph() -> GraphModule:
+    graph = Graph()
+    graph.output(())
+    return GraphModule(torch.nn.Module(), graph)
+
+
+def _tail_of(code: types.CodeType, backend_id: str | None) -> types.CodeType:
     """What Dynamo's bytecode does after it called the compiled graph, as code of its own.
 
     The part before (loading inputs from their sources) is ours to generate: it is where a call's time
     goes. Uses ``torch._dynamo.bytecode_transformation`` (2.11, 2.13).
+
+    Args:
+        backend_id: the compiled graph's name in the bytecode; None where there is no graph to call.
     """
 
     def cut(instructions: list[Any], options: dict[str, Any]) -> None:
-        start = next(
-            i
-            for i, step in enumerate(instructions)
-            if step.opname == "LOAD_GLOBAL" and step.argval == backend_id
-        )
-        end = next(
-            i
-            for i in range(start, len(instructions))
-            if instructions[i].opname == "STORE_FAST" and str(instructions[i].argval).startswith("graph_out")
-        )
-        instructions[start:end] = [bytecode.create_instruction("LOAD_FAST", argval=TAIL_ARGUMENT)]
+        if backend_id is not None:
+            start, end = _graph_call(instructions, backend_id)
+            instructions[start:end] = [bytecode.create_instruction("LOAD_FAST", argval=TAIL_ARGUMENT)]
         position = options["co_argcount"]
         names = list(options["co_varnames"])
         names.insert(position, TAIL_ARGUMENT)
@@ -171,6 +181,22 @@ def _tail_of(code: types.CodeType, backend_id: str) -> types.CodeType:
         options["co_nlocals"] = len(names)
 
     return bytecode.transform_code_object(code, cut)[0]
+
+
+def _graph_call(instructions: list[Any], backend_id: str) -> tuple[int, int]:
+    """From where the compiled graph is loaded to where its outputs alone lie on the stack in its place."""
+    start = next(
+        index
+        for index, step in enumerate(instructions)
+        if step.opname == "LOAD_GLOBAL" and step.argval == backend_id
+    )
+    end, depth = start, 0
+    while depth != 1 or end == start + 1:
+        depth += dis.stack_effect(instructions[end].opcode, instructions[end].arg, jump=False)
+        end += 1
+    while instructions[end].opname == "DELETE_FAST":  # what Dynamo kept in variables for the call
+        end += 1
+    return start, end
 
 
 def mark_dynamic(tensor: torch.Tensor, dim: int) -> None:

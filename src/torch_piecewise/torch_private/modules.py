@@ -24,22 +24,30 @@ def set_compiled_call(module: Module, call: Callable[..., Any] | None) -> None:
 
 
 def traceable_call(module: Module) -> Callable[..., Any]:
-    """The bound method to trace for ``module(...)``: ``forward``, or the hook-running call around it."""
+    """The bound method to trace for ``module(...)``: ``forward``, or the hook-running call around it.
+
+    A ``__call__`` of the class's own runs around the compiled call, as it runs around ``forward``.
+    """
     own_hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    own_call = type(module).__call__ is not Module.__call__
-    if own_call or any(own_hooks):
-        return module._call_impl
-    return module.forward
+    return module._call_impl if any(own_hooks) else module.forward
 
 
 def is_dynamo_compiling() -> bool:
     """Whether this code runs under a Dynamo trace."""
     return torch.compiler.is_dynamo_compiling()
+
+
+def raised_by_model(error: BaseException) -> bool:
+    """Whether a trace ended with ``error`` because the model's own code raises an exception for such a call.
+
+    Dynamo's refusal says so by its kind (``Unsupported.gb_type``; 2.11, 2.13).
+    """
+    return getattr(error.__cause__, "gb_type", None) == "Observed exception"
 
 
 def dispatch_modes_active() -> bool:

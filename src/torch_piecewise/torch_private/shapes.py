@@ -40,7 +40,7 @@ def describe_input(value: Any) -> InputSpec | None:
     if isinstance(value, float | bool | str | None):
         return ConstantSpec(value)
     plain = isinstance(value, torch.Tensor) and type(value) in (FakeTensor, torch.Tensor, torch.nn.Parameter)
-    if not plain or value.layout is not torch.strided or value.is_quantized or value.is_complex():
+    if not plain or value.layout is not torch.strided or value.is_quantized:
         return None
     return TensorSpec(
         dtype=value.dtype,
@@ -142,6 +142,11 @@ def symbol_names(value: Any) -> frozenset[str]:
             expression = part.node.shape_env.simplify(part.node.expr)
             names |= {str(symbol) for symbol in expression.free_symbols}
     return frozenset(names)
+
+
+def size_sources(shape_env: ShapeEnv) -> frozenset[str]:
+    """Every expression over ``L`` that the trace read a symbol from; other sizes were fixed numbers."""
+    return frozenset(source.name for sources in shape_env.var_to_sources.values() for source in sources)
 
 
 def symbol_sources(shape_env: ShapeEnv, sources: Sequence[str], fakes: Sequence[Any]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Models as people write them, compiled and compared with themselves uncompiled."""
