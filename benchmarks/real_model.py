@@ -2,10 +2,10 @@
 
     python benchmarks/real_model.py [--rounds 7] [--tokens 24] [--prefill 512]
 
-SmolLM2-135M in float32 (the demo's model): greedy decode steps at a prefix of 64 tokens, and one prefill. The
-ways run in turn within each round, so that a change of the machine's speed meets them alike; medians, and
-ratios to "in pieces" (above 1: slower than in pieces). "torch.compile" compiles transformers' decode step over
-a static cache, as its documentation says; its prefill is eager.
+SmolLM2-135M in float32 (the demo's model): greedy decode steps at a prefix of 64 tokens, and one prefill.
+The ways run in turn within each round, so that a change of the machine's speed meets them alike; medians,
+and ratios to "in pieces" (above 1: slower than in pieces). "torch.compile" compiles transformers' decode
+step over a static cache, as its documentation says; its prefill is eager.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ def main() -> None:
     pieces, eager = (load_llama(folder, capacity=CAPACITY) for _ in range(2))
     engine.compile_model(pieces)
     reference: Any = baselines.load_transformers(folder)
+    capacity = 256 + args.prefill
     ways: dict[str, Step] = {
         "in pieces": step_of(pieces),
         "this model, eager": step_of(eager),
         "transformers, growing cache": baselines.growing_cache(reference),
-        "transformers, static cache": baselines.static_cache(reference, capacity=256 + args.prefill),
-        "torch.compile, static cache": baselines.compiled_static_cache(reference, capacity=256 + args.prefill),
+        "transformers, static cache": baselines.static_cache(reference, capacity=capacity),
+        "torch.compile, static cache": baselines.compiled_static_cache(reference, capacity=capacity),
     }
     for step in ways.values():
         decode(step, 2)

@@ -99,7 +99,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["torch", "eager", "ours", "plain", "regional", "aot"])
     args = parser.parse_args()
     print(
-        f"{'layers':>6} {'way':<9} {'import torch, s':>15} {'cold, s':>8} {'warm, s':>8} {'warm peak, MiB':>14}"
+    head = ("import torch, s", "cold, s", "warm, s", "peak, MiB")
+    print(f"{'layers':>6} {'way':<9} {head[0]:>15} {head[1]:>8} {head[2]:>8} {head[3]:>10}")
     )
     for layers in args.layers:
         with tempfile.TemporaryDirectory() as top:

@@ -39,7 +39,15 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3b": ("pool", "progress"),
     "3a": ("worker", "describe", "artifact_store"),
     "2b": ("splitting", "fingerprint", "cache_key", "compilers", "passes", "cudagraphs", "store"),
-    "2a": ("normalize", "cut_policy", "regions", "splitting_ops", "input_guards", "dynamic_dims", "call_form"),
+    "2a": (
+        "normalize",
+        "cut_policy",
+        "regions",
+        "splitting_ops",
+        "input_guards",
+        "dynamic_dims",
+        "call_form",
+    ),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
     "1b": ("convention", "call_checks"),
