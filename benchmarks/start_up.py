@@ -98,10 +98,8 @@ def main() -> None:
     parser.add_argument("--cold-runs", type=int, default=1)
     parser.add_argument("--ways", nargs="+", default=["torch", "eager", "ours", "plain", "regional", "aot"])
     args = parser.parse_args()
-    print(
     head = ("import torch, s", "cold, s", "warm, s", "peak, MiB")
-    print(f"{'layers':>6} {'way':<9} {head[0]:>15} {head[1]:>8} {head[2]:>8} {head[3]:>10}")
-    )
+    print(f"{'layers':>6} {'way':<9} {head[0]:>15} {head[1]:>8} {head[2]:>8} {head[3]:>10}", flush=True)
     for layers in args.layers:
         with tempfile.TemporaryDirectory() as top:
             cold: dict[str, list[dict[str, float]]] = {}
