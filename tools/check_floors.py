@@ -47,6 +47,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "input_guards",
         "dynamic_dims",
         "call_form",
+        "unbuilt",
     ),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
