@@ -15,6 +15,7 @@ def check_functions() -> dict[str, Any]:
         "§Tensor": torch.Tensor,
         "§show": show,
         "§sharing": sharing,
+        "___from_numpy": from_numpy,
     }
 
 
@@ -26,6 +27,11 @@ def autocast_state() -> tuple[Any, ...] | None:
         if torch.is_autocast_enabled(device)
     )
     return state or None
+
+
+def from_numpy(value: Any) -> Any:
+    """A numpy array as the tensor that a trace makes of it; Dynamo calls this ``___from_numpy``."""
+    return torch.as_tensor(value) if type(value).__module__ == "numpy" else value
 
 
 def sharing(*tensors: torch.Tensor) -> tuple[int, ...]:

@@ -294,8 +294,8 @@ def graph_break_error(error: BaseException) -> GraphBreakError:
 def _refused_call_error(error: BaseException) -> CaptureError:
     reason, _hints, where = dynamo.graph_break_details(error)
     return CaptureError(
-        f"An operation of the model refuses this call's inputs{f' at {where}' if where else ''}",
-        expected="a call that the uncompiled model takes",
-        got=reason,
-        hint="call the uncompiled model with the same inputs; if it takes them, please report this",
+        f"An operation refuses fake inputs in the trace{f', at {where}' if where else ''}",
+        expected="an operation that takes fake tensors wherever it takes real ones",
+        got=reason.rpartition("): got ")[2],
+        hint="correct its fake kernel (torch.library.register_fake), or keep it out of the compiled model",
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from torch_piecewise.call_checks import autocast_state, sharing
+from torch_piecewise.call_checks import autocast_state, from_numpy, sharing
 from torch_piecewise.convention import Check, Convention
 from torch_piecewise.piece import Dim, InputSpec, TensorSpec
 from torch_piecewise.torch_private.dynamo import InputGuard, RawCapture
@@ -111,7 +111,7 @@ class _Writer:
         for guard in self._raw.guards:
             if guard.kind == "DUPLICATE_INPUT":
                 made.append(self._same_tensor(guard))
-            elif guard.path.startswith("L['") and not guard.path.startswith(self._owner):
+            elif self._is_argument(guard.path):
                 value = self._value(guard.path)
                 if value is not _ABSENT:
                     made.append(self._check(guard, value))
@@ -243,14 +243,16 @@ class _Writer:
     # -- names
 
     def _is_argument(self, source: str) -> bool:
-        return source.startswith("L['") and not source.startswith(self._owner)
+        inner = source.removeprefix("___from_numpy(")
+        return inner.startswith("L['") and not inner.startswith(self._owner)
 
     def _local(self, path: str) -> str:
         return re.sub(r"L\['(\w+)'\]", r"\1", path.replace(self._owner, "§owner"))
 
     def _value(self, path: str) -> Any:
         try:
-            return eval(path, {"L": self._frame, "G": self._raw.traced.__globals__})
+            scope = {"L": self._frame, "G": self._raw.traced.__globals__, "___from_numpy": from_numpy}
+            return eval(path, scope)
         except Exception:  # noqa: BLE001 - a path of Dynamo's own (iterators) that is no plain expression
             return _ABSENT
 

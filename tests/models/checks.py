@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -74,6 +75,8 @@ def assert_same(got: Any, want: Any, where: str = "result", tolerance: float = 0
     assert type(got) is type(want), f"{where}: {type(got).__name__}, expected {type(want).__name__}"
     if isinstance(want, Tensor):
         _assert_same_tensor(got, want, where, tolerance)
+    elif isinstance(want, np.ndarray):
+        assert np.array_equal(got, want), where
     elif isinstance(want, Mapping):
         assert list(got) == list(want), f"{where}: keys {list(got)}, expected {list(want)}"
         for key in want:

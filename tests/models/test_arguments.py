@@ -71,6 +71,16 @@ def test_a_named_tuple_and_a_dataclass() -> None:
     works_unchanged(mixed, inputs, [False, True, False], dynamic_arg_dims={}, traces=2)
 
 
+def test_numpy_arrays() -> None:
+    def added(x: Tensor, array: Any) -> Tensor:
+        return x + torch.from_numpy(array).sum() * array.shape[0]
+
+    def inputs(n: int) -> Inputs:
+        return torch.randn(2), torch.randn(n).numpy()
+
+    works_unchanged(added, inputs, [3, 2, 3], dynamic_arg_dims={}, traces=2)
+
+
 # -- plain values
 
 

@@ -43,11 +43,14 @@ def is_dynamo_compiling() -> bool:
 
 
 def raised_by_model(error: BaseException) -> bool:
-    """Whether a trace ended with ``error`` because the model's own code raises an exception for such a call.
+    """Whether a trace ended with ``error`` because the model or one of its ops refuses such a call.
 
-    Dynamo's refusal says so by its kind (``Unsupported.gb_type``; 2.11, 2.13).
+    Dynamo says so by the kind of its refusal (``Unsupported.gb_type``), and by ``TorchRuntimeError`` where
+    an op refuses (2.11, 2.13). Told by name: a start from the store must not import Dynamo.
     """
-    return getattr(error.__cause__, "gb_type", None) == "Observed exception"
+    cause = error.__cause__
+    observed = getattr(cause, "gb_type", None) == "Observed exception"
+    return observed or type(cause).__name__ == "TorchRuntimeError"
 
 
 def dispatch_modes_active() -> bool:
