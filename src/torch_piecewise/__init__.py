@@ -16,21 +16,41 @@ if TYPE_CHECKING:
     from torch_piecewise.compilers import make_compiler as make_compiler
     from torch_piecewise.config import Config as Config
     from torch_piecewise.cudagraph_mode import CUDAGraphMode as CUDAGraphMode
+    from torch_piecewise.cudagraphs import BatchDescriptor as BatchDescriptor
+    from torch_piecewise.cudagraphs import CUDAGraphDispatcher as CUDAGraphDispatcher
+    from torch_piecewise.cudagraphs import CUDAGraphOptions as CUDAGraphOptions
+    from torch_piecewise.cudagraphs import CUDAGraphWrapper as CUDAGraphWrapper
+    from torch_piecewise.cudagraphs import forward_context as forward_context
+    from torch_piecewise.cudagraphs import make_copy_and_call as make_copy_and_call
     from torch_piecewise.manager import CompilerManager as CompilerManager
+    from torch_piecewise.passes.base import GraphPass as GraphPass
+    from torch_piecewise.passes.context import get_pass_context as get_pass_context
+    from torch_piecewise.passes.context import pass_context as pass_context
+    from torch_piecewise.passes.manager import PassManager as PassManager
     from torch_piecewise.ranges import Range as Range
     from torch_piecewise.splitting import SplitItem as SplitItem
     from torch_piecewise.splitting import split_graph as split_graph
     from torch_piecewise.splitting_ops import splitting_op as splitting_op
 
 _MODULE_OF = {
+    "BatchDescriptor": "cudagraphs",
+    "CUDAGraphDispatcher": "cudagraphs",
     "CUDAGraphMode": "cudagraph_mode",
+    "CUDAGraphOptions": "cudagraphs",
+    "CUDAGraphWrapper": "cudagraphs",
     "CompilerManager": "manager",
     "Config": "config",
+    "GraphPass": "passes.base",
+    "PassManager": "passes.manager",
     "PiecewiseCompileBackend": "backend",
     "Range": "ranges",
     "SplitItem": "splitting",
     "compile": "api",
+    "forward_context": "cudagraphs",
+    "get_pass_context": "passes.context",
     "make_compiler": "compilers",
+    "make_copy_and_call": "cudagraphs",
+    "pass_context": "passes.context",
     "program_of": "api",
     "split_graph": "splitting",
     "splitting_op": "splitting_ops",

@@ -15,6 +15,7 @@ from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.torch_private import modules
+from torch_piecewise.unbuilt import refuse_unbuilt
 
 
 def compile(
@@ -49,7 +50,9 @@ def compile(
 
 def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
     base = config if config is not None else Config()
-    return (base.replace(**fields) if fields else base).with_env()
+    settings = (base.replace(**fields) if fields else base).with_env()
+    refuse_unbuilt(settings)
+    return settings
 
 
 def _compile(target: Any, *, settings: Config, tag: str | None) -> Any:

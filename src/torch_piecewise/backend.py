@@ -34,6 +34,7 @@ from torch_piecewise.torch_private.nodes import (
     placeholder_facts,
 )
 from torch_piecewise.torch_private.shapes import ShapeEnv, dim_text
+from torch_piecewise.unbuilt import refuse_unbuilt
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -162,6 +163,7 @@ class PiecewiseCompileBackend:
     ) -> None:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
+        refuse_unbuilt(self.config)
         self.bus = Bus(*observers)
         self.program: Program | None = None
         self._lock = threading.Lock()

@@ -22,7 +22,9 @@ from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers
 from torch_piecewise.store import OpenStore, cache_root, open_store
+from torch_piecewise.store.opening import LIMIT_BYTES
 from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model
+from torch_piecewise.unbuilt import refuse_unbuilt
 
 if TYPE_CHECKING:
     from torch_piecewise.tracing import Traced, Tracer
@@ -34,9 +36,9 @@ RECOMPILE_LIMIT = 16
 
 
 @functools.cache
-def opened(root: Path) -> OpenStore:
+def opened(root: Path, limit_bytes: int) -> OpenStore:
     """The store at ``root``, one for the process: its locks are the process's."""
-    return open_store(root)
+    return open_store(root, limit_bytes=limit_bytes)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class CompiledCall:
         declared: Callable[..., Any] | None = None,
         tag: str | None = None,
     ) -> None:
+        refuse_unbuilt(config)
         self.config = config
         self.counters = Counters()
         self.bus = Bus(self.counters)
@@ -201,7 +204,8 @@ class CompiledCall:
         """Find the store and what in it could be this callable's."""
         store = None
         if not self.config.disable_cache:
-            store = opened(Path(self.config.cache_dir) if self.config.cache_dir else cache_root(os.environ))
+            root = Path(self.config.cache_dir) if self.config.cache_dir else cache_root(os.environ)
+            store = opened(root.absolute(), self.config.cache_size_limit or LIMIT_BYTES)
         self._managers = Managers(self.config, self.bus, store)
         if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
             return
@@ -232,18 +236,18 @@ class CompiledCall:
 
     def _make_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace and compile, in turn with everybody on the same store, and run the call."""
-        if self._keeper is None:
-            self._add(self._traced(args, kwargs).entry)
-            return self._entries[0].call(*args, **kwargs)
         if self.config.on_miss == "error":
             raise MissError(
                 "on_miss='error' and the store has no program for this call",
                 expected="a program kept by an earlier start",
-                got=self._keeper.why(),
+                got=self._keeper.why() if self._keeper is not None else "nothing of it can be kept",
                 hint="run once with on_miss='compile' on the same root",
             )
         if self.config.on_miss == "eager":
             return self._original(*args, **kwargs)
+        if self._keeper is None:
+            self._add(self._traced(args, kwargs).entry)
+            return self._entries[0].call(*args, **kwargs)
         with self._keeper.turn():
             before = self._kept
             result = self._newly_kept(args, kwargs)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from torch_piecewise.call_checks import check_functions
 from torch_piecewise.convention import TAIL_ARGUMENT, Convention
 from torch_piecewise.errors import GuardError
+from torch_piecewise.model_state import State, StateInput
 from torch_piecewise.piece import TensorSpec
 from torch_piecewise.program import Program
 from torch_piecewise.torch_private.modules import dispatch_modes_active
@@ -43,90 +43,6 @@ class CallShape:
     signature: inspect.Signature
     owner: Any
     function: types.FunctionType
-
-
-@dataclass(frozen=True)
-class StateInput:
-    """A parameter or buffer: where it lives, and what the trace relied on.
-
-    Attributes:
-        path: dotted name from the root module (``layers.0.weight``).
-        holder: the dict it is read from on each call.
-        key: its name in ``holder``.
-        spec: sizes, strides, dtype and device the pieces were compiled for.
-    """
-
-    path: str
-    holder: Mapping[str, Any] = field(repr=False)
-    key: str
-    spec: TensorSpec | None
-
-
-class State:
-    """The parameters, buffers and submodules a program reads; notices when one is replaced.
-
-    Args:
-        inputs: tensors that are graph inputs.
-        children: ``(path, _modules dict, name)`` of every submodule on the way to them.
-    """
-
-    def __init__(
-        self, inputs: Sequence[StateInput], children: Sequence[tuple[str, dict[str, Any], str]]
-    ) -> None:
-        self.inputs = tuple(inputs)
-        self._children = tuple((path, holder, name, holder[name]) for path, holder, name in children)
-        holders = {id(holder): holder for _path, holder, _name in children}
-        self._holders = tuple(holders.values())
-        self._child_ids = self._ids_of_children()
-        self.accept([entry.holder[entry.key] for entry in self.inputs])
-
-    def accept(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Remember ``tensors`` as the ones that were checked."""
-        self.known = (list(map(id, tensors)), list(map(torch.Tensor.data_ptr, tensors)), tuple(tensors))
-
-    def is_known(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether ``tensors`` are the ones checked before, with their storages (``.data`` not swapped)."""
-        ids, pointers, _kept_alive = self.known
-        return list(map(id, tensors)) == ids and list(map(torch.Tensor.data_ptr, tensors)) == pointers
-
-    def difference(self, tensors: Sequence[torch.Tensor]) -> str | None:
-        """What no longer fits, for people; None, and ``tensors`` accepted, where everything does."""
-        for entry, tensor in zip(self.inputs, tensors, strict=True):
-            wrong = _tensor_difference(tensor, entry.spec)
-            if wrong is not None:
-                return f"{entry.path}: {wrong}"
-        self.accept(tensors)
-        return None
-
-    def replaced_child(self) -> str | None:
-        """Path of the first submodule that is no longer the traced one."""
-        for path, holder, name, child in self._children:
-            if holder.get(name) is not child:
-                return path
-        return None
-
-    def children_unchanged(self) -> bool:
-        """Whether every submodule on the way to an input is the traced one, and none beside it is new."""
-        return self._ids_of_children() == self._child_ids
-
-    def _ids_of_children(self) -> list[int]:
-        # A loop in C: this runs on every call, for every submodule.
-        return list(map(id, chain.from_iterable(map(dict.values, self._holders))))
-
-
-def _tensor_difference(tensor: Any, spec: TensorSpec | None) -> str | None:
-    if not isinstance(tensor, torch.Tensor):
-        return f"expected a tensor, got {type(tensor).__name__}"
-    if spec is None:
-        return None
-    expected = (spec.dtype, spec.device, spec.size, spec.stride, spec.requires_grad)
-    got = (tensor.dtype, tensor.device, tuple(tensor.shape), tuple(tensor.stride()), tensor.requires_grad)
-    names = ("dtype", "device", "shape", "strides", "requires_grad")
-    for name, want, have in zip(names, expected, got, strict=True):
-        symbolic = isinstance(want, tuple) and any(isinstance(dim, str) for dim in want)
-        if not symbolic and want != have:
-            return f"{name} was {want}, is {have}"
-    return None
 
 
 class Entry:
