@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from torch.jit import ScriptFunction, ScriptModule
 from torch.nn import Module
 
 from torch_piecewise.compiled import CompiledCall
@@ -56,6 +57,13 @@ def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
 
 
 def _compile(target: Any, *, settings: Config, tag: str | None) -> Any:
+    if isinstance(target, ScriptModule | ScriptFunction):
+        raise ConfigError(
+            "TorchScript cannot be compiled",
+            expected="the model or function as it was before torch.jit.script or torch.jit.trace",
+            got=type(target).__name__,
+            hint="compile that one; TorchScript runs outside Python, where nothing can be traced",
+        )
     if isinstance(target, type) and issubclass(target, Module):
         return _compile_class(target, settings, tag)
     if isinstance(target, Module):

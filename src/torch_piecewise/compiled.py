@@ -185,7 +185,7 @@ class CompiledCall:
             raise GuardError(
                 "A fresh trace does not accept the very call it was made from",
                 got=self._entries[0].why_not(*args, **kwargs),
-                hint="please report this with the model; guards='full' may serve meanwhile",
+                hint="please report this with the model; tp.program_of(model).restore() runs it uncompiled",
             )
         return result
 

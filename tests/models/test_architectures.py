@@ -190,13 +190,6 @@ def test_a_vision_transformer() -> None:
     works_unchanged(VisionTransformer().eval(), lambda n: (torch.randn(n, 3, 8, 8),))
 
 
-@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
-def test_a_recurrent_layer_of_dynamic_batch(cell: type[nn.Module]) -> None:
-    works_unchanged(
-        cell(4, 4, batch_first=True).eval(), lambda n: (torch.randn(n, 3, 4),), dynamic_arg_dims={"input": 0}
-    )
-
-
 def test_ranges_and_exact_sizes_give_what_the_model_gives() -> None:
     works_unchanged(
         Stack(3).eval(),

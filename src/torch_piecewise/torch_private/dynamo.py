@@ -6,6 +6,7 @@ import dis
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -209,6 +210,10 @@ def mark_unbacked(tensor: torch.Tensor, dim: int) -> None:
     torch._dynamo.decorators.mark_unbacked(tensor, dim)
 
 
+# Code of torch and of this library: of a refusal people want to know which line of theirs led to it.
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
 def graph_break_details(error: BaseException) -> tuple[str, str, str]:
     """Reason, hints and place of a graph break (``torch._dynamo.exc.Unsupported``)."""
     text = str(error)
@@ -216,6 +221,8 @@ def graph_break_details(error: BaseException) -> tuple[str, str, str]:
     explanation = next((x.partition(":")[2].strip() for x in lines if x.startswith("Explanation:")), "")
     hints = [x.partition(":")[2].strip() for x in lines if x.startswith("Hint:")]
     stack = list(getattr(error, "real_stack", None) or ())
-    where = f"{stack[-1].filename}:{stack[-1].lineno} ({stack[-1].line})" if stack else ""
+    own = [frame for frame in stack if not frame.filename.startswith(_NOT_THE_USERS)]
+    last = (own or stack)[-1] if stack else None
+    where = f"{last.filename}:{last.lineno} ({last.line})" if last is not None else ""
     reason = ": ".join(part for part in (lines[0] if lines else type(error).__name__, explanation) if part)
     return reason, " ".join(hints), where
