@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch_piecewise.artifact import Artifact
@@ -17,7 +17,6 @@ from torch_piecewise.cache_key import (
     compiler_ingredient,
     host_cpu,
     python_ingredient,
-    threads_ingredient,
     torch_ingredient,
 )
 from torch_piecewise.compilers.base import CompileOptions, Compiler
@@ -55,9 +54,8 @@ class ArtifactStore:
             python_ingredient(),
             architecture_ingredient(host),
             compiler_ingredient(compiler.name, compiler.fingerprint()),
-            threads_ingredient(options.threads),
             Ingredient("inductor_compile_config", settings),
-            Ingredient("grad_enabled", options.grad_enabled),
+            *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),
         )
         return cls(store, base, host)
 

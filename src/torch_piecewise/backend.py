@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.fingerprint import fingerprint
-from torch_piecewise.managers import Managers
+from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.relations import Relation
@@ -89,7 +90,7 @@ class Workshop:
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
-            manager=self._managers.of(grad_enabled=torch.is_grad_enabled()),
+            manager=self._managers.of(Ambient.now()),
             sizes=self._sizes(dispatch, symbols or {}),
             relations=relations,
             cuts=len(cuts),
@@ -194,9 +195,9 @@ class PiecewiseCompileBackend:
             symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
-            self.program = Workshop(self.config, self.bus, Managers(self.config, self.bus)).build(
-                graph, shape_env=shape_env, dispatch=dispatch, symbols=keep
-            )
+            self.program = Workshop(
+                self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
+            ).build(graph, shape_env=shape_env, dispatch=dispatch, symbols=keep)
         return _flat_entry(self.program)
 
     def _dispatch(self, sources: Sequence[str], fakes: Sequence[Any]) -> str | None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_piecewise.call_form import with_owner_named
@@ -20,9 +17,7 @@ from torch_piecewise.entry import MISS, CallShape, Entry
 from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.keeping import Callee, Keeper
-from torch_piecewise.managers import Managers
-from torch_piecewise.store import OpenStore, cache_root, open_store
-from torch_piecewise.store.opening import LIMIT_BYTES
+from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model
 from torch_piecewise.unbuilt import refuse_unbuilt
 
@@ -33,12 +28,6 @@ logger = logging.getLogger("torch_piecewise")
 
 RECOMPILE_LIMIT = 16
 """Traces of one callable; more of them means that a call's identity changes with every call."""
-
-
-@functools.cache
-def opened(root: Path, limit_bytes: int) -> OpenStore:
-    """The store at ``root``, one for the process: its locks are the process's."""
-    return open_store(root, limit_bytes=limit_bytes)
 
 
 @dataclass(frozen=True)
@@ -202,10 +191,7 @@ class CompiledCall:
 
     def _open(self) -> None:
         """Find the store and what in it could be this callable's."""
-        store = None
-        if not self.config.disable_cache:
-            root = Path(self.config.cache_dir) if self.config.cache_dir else cache_root(os.environ)
-            store = opened(root.absolute(), self.config.cache_size_limit or LIMIT_BYTES)
+        store = store_for(self.config)
         self._managers = Managers(self.config, self.bus, store)
         if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
             return

@@ -39,7 +39,7 @@ from torch_piecewise.cache_key import (
     torch_ingredient,
     variables_ingredient,
 )
-from torch_piecewise.compilers.base import Compiler
+from torch_piecewise.compilers.base import Ambient, Compiler
 from torch_piecewise.config import Config
 from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.errors import FingerprintError
@@ -150,7 +150,7 @@ class Keeper:
             program.sizes,
             program.relations,
             program.cuts,
-            torch.is_grad_enabled(),
+            Ambient.now(),
         )
         try:
             blobs: dict[str, bytes | BlobRef] = {"program": to_bytes(record)}
@@ -223,9 +223,9 @@ class Keeper:
 
         program = Program(
             stitched=record.stitched,
-            body_of=body_lookup(grad_enabled=record.grad_enabled),
+            body_of=body_lookup(grad_enabled=record.ambient.grad_enabled),
             pieces=Pieces(record.infos, load),
-            manager=managers.of(grad_enabled=record.grad_enabled),
+            manager=managers.of(record.ambient),
             sizes=record.sizes,
             relations=record.relations,
             cuts=record.cuts,

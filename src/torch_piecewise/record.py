@@ -13,6 +13,7 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
+from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.convention import Convention
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.program import PieceInfo, Sizes
@@ -30,7 +31,7 @@ class ProgramRecord:
         stitched: the straight line.
         infos: its pieces, in order.
         sizes, relations, cuts: as for :class:`~torch_piecewise.program.Program`.
-        grad_enabled: the grad mode it was compiled under.
+        ambient: torch's settings it was compiled under.
     """
 
     convention: Convention
@@ -39,7 +40,7 @@ class ProgramRecord:
     sizes: Sizes
     relations: tuple[Relation, ...]
     cuts: int
-    grad_enabled: bool
+    ambient: Ambient
 
 
 def to_bytes(value: Any) -> bytes:

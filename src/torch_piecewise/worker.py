@@ -96,9 +96,7 @@ def main() -> None:
 def _answer(payload: bytes) -> bytes:
     try:
         task = pickle.loads(payload)
-        import torch
-
-        torch.set_num_threads(task.options.threads)
+        task.options.ambient.apply_to_process()
         outcome = task.run()
         return pickle.dumps(outcome)
     except Exception as error:  # noqa: BLE001 - told to the parent, which compiles it itself

@@ -6,9 +6,56 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from torch_piecewise.artifact import Artifact
+from torch_piecewise.call_checks import autocast_state
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
+
+
+@dataclass(frozen=True)
+class Ambient:
+    """Settings of torch that a graph depends on without naming them.
+
+    Attributes:
+        grad_enabled: whether calls record gradients.
+        autocast: ``(device type, dtype)`` of each device that autocast is on for.
+        default_dtype: of tensors made without a dtype.
+        matmul_precision: as ``torch.set_float32_matmul_precision`` takes it.
+        deterministic: whether only deterministic algorithms may run.
+        threads: intra-op threads; generated CPU code may depend on their number.
+    """
+
+    grad_enabled: bool
+    autocast: tuple[tuple[str, torch.dtype], ...]
+    default_dtype: torch.dtype
+    matmul_precision: str
+    deterministic: bool
+    threads: int
+
+    @classmethod
+    def now(cls) -> Ambient:
+        """As torch is set on this thread."""
+        return cls(
+            torch.is_grad_enabled(),
+            autocast_state() or (),
+            torch.get_default_dtype(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_num_threads(),
+        )
+
+    def apply_to_process(self) -> None:
+        """Set this whole process so; for processes that do nothing but compile."""
+        torch.set_grad_enabled(self.grad_enabled)
+        for device, dtype in self.autocast:
+            torch.set_autocast_enabled(device, enabled=True)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_default_dtype(self.default_dtype)
+        torch.set_float32_matmul_precision(self.matmul_precision)
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.set_num_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -17,13 +64,11 @@ class CompileOptions:
 
     Attributes:
         inductor_config: patches for Inductor's configuration; other compilers ignore it.
-        grad_enabled: whether the piece is compiled for calls that record gradients.
-        threads: intra-op threads the piece will run with; generated code may depend on it.
+        ambient: torch's settings, which are in force while the compiler runs.
     """
 
     inductor_config: Mapping[str, Any] = field(default_factory=dict)
-    grad_enabled: bool = False
-    threads: int = 1
+    ambient: Ambient = field(default_factory=Ambient.now)
 
 
 @runtime_checkable

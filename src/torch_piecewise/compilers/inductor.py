@@ -40,10 +40,9 @@ class InductorCompiler:
 
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
-        with torch.set_grad_enabled(options.grad_enabled):
-            whole = inductor_standalone(
-                piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
-            )
+        whole = inductor_standalone(
+            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
+        )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         code = generated_code(whole)
         payload = pickle.dumps({"whole": whole, "source": code.source if code is not None else None})

@@ -27,10 +27,9 @@ class InductorMemoryCompiler:
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
-        with torch.set_grad_enabled(options.grad_enabled):
-            runnable = inductor.inductor_in_memory(
-                piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
-            )
+        runnable = inductor.inductor_in_memory(
+            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
+        )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         return LiveArtifact(self.name, piece.name, range, guards=guards, runnable=runnable)
 
