@@ -48,6 +48,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "dynamic_dims",
         "call_form",
         "unbuilt",
+        "graph_bytes",
     ),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),

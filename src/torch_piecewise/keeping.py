@@ -44,9 +44,10 @@ from torch_piecewise.config import Config
 from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.events import Bus, StoreLookup
+from torch_piecewise.graph_bytes import from_bytes, to_bytes
 from torch_piecewise.managers import Managers
 from torch_piecewise.program import Pieces, Program
-from torch_piecewise.record import ProgramRecord, from_bytes, to_bytes
+from torch_piecewise.record import ProgramRecord
 from torch_piecewise.splitting_ops import SplittingOp, body_lookup, splitting_op_named
 from torch_piecewise.store import BlobRef, Draft, Hit, Miss, Namespace, OpenStore
 from torch_piecewise.store.base import Json

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import queue
 import threading
 import time
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
+from torch_piecewise.errors import FingerprintError
+from torch_piecewise.graph_bytes import to_bytes
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 from torch_piecewise.worker import Worker, WorkerError
@@ -84,9 +85,9 @@ def _portable(task: CompileTask) -> bytes | None:
     if not getattr(task.compiler, "can_compile_in_worker", False):
         return None
     try:
-        return pickle.dumps(task)
-    except Exception as error:  # noqa: BLE001 - whatever a user's object raises on pickling
-        logger.debug("%s cannot be compiled on a worker: %s", task.piece.name, error)
+        return to_bytes(task)
+    except FingerprintError as error:
+        logger.debug("%s cannot be compiled on a worker: %s", task.piece.name, error.got)
         return None
 
 

@@ -34,14 +34,14 @@ class InductorCompiler:
         return f"inductor torch={torch.__version__} git={torch.version.git_version}"
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
-        from torch_piecewise.compilers.inductor_inputs import by_position, fake_inputs
+        from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
         from torch_piecewise.torch_private.generated_code import generated_code
         from torch_piecewise.torch_private.inductor import inductor_standalone
 
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         whole = inductor_standalone(
-            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
+            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=cache_tag(range)
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         code = generated_code(whole)

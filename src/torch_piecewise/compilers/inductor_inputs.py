@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+import torch
+
 from torch_piecewise.artifact import guard_name
 from torch_piecewise.compilers.base import tuning_size
 from torch_piecewise.piece import Piece
@@ -29,3 +31,8 @@ def by_position(piece: Piece, relations: Iterable[str]) -> tuple[str, ...]:
         return names.get(match[0], match[0])
 
     return tuple(re.sub(r"\b[a-z]\w*\b", renamed, text) for text in relations)
+
+
+def cache_tag(range: Range) -> str:
+    """What torch's own graph cache has to tell apart beside its key: the bounds, and the CPU's capability."""
+    return f"{range} {torch.backends.cpu.get_cpu_capability()}"

@@ -10,7 +10,7 @@ import torch
 from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.compilers.eager import live_runnable
-from torch_piecewise.compilers.inductor_inputs import by_position, fake_inputs
+from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 from torch_piecewise.torch_private import inductor
@@ -28,7 +28,7 @@ class InductorMemoryCompiler:
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         runnable = inductor.inductor_in_memory(
-            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=str(range)
+            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=cache_tag(range)
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         return LiveArtifact(self.name, piece.name, range, guards=guards, runnable=runnable)

@@ -14,6 +14,7 @@ from torch.compiler import config as compiler_config
 from torch.fx import GraphModule
 
 from torch_piecewise.torch_private.fake_inputs import FakeInputs, compile_under
+from torch_piecewise.torch_private.nodes import ensure_example_values
 from torch_piecewise.torch_private.settings import patched
 
 
@@ -27,6 +28,8 @@ def inductor_standalone(
             that ranges of one piece would meet there (measured on 2.13).
     """
     with compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
+        # AOTAutograd keeps only graphs whose method calls are known to be on tensors.
+        ensure_example_values(graph, fakes.values)
         artifact = torch._inductor.standalone_compile(
             graph,
             list(fakes.values),

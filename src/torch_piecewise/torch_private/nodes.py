@@ -22,12 +22,18 @@ def example_value(node: Node) -> Any:
 
 def ensure_example_values(graph: GraphModule, example_inputs: Sequence[Any]) -> None:
     """Give every node an example value where the graph has none (a plain FX trace)."""
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    if all("example_value" in node.meta or "val" in node.meta for node in placeholders):
+    nodes = list(graph.graph.nodes)
+    if all("example_value" in n.meta or "val" in n.meta for n in nodes if n.op == "placeholder"):
         return
     fakes = [value for value in example_inputs if isinstance(value, FakeTensor)]
     mode = fakes[0].fake_mode if fakes else FakeTensorMode(shape_env=ShapeEnv())
-    FakeTensorProp(graph, mode).propagate(*example_inputs)
+    propagation = FakeTensorProp(graph, mode)
+    if fakes:
+        propagation.propagate_dont_convert_inputs(*example_inputs)
+    else:
+        propagation.propagate(*example_inputs)
+    for node in nodes:
+        node.meta.setdefault("example_value", node.meta.get("val"))
 
 
 def placeholder_facts(graph: GraphModule) -> tuple[list[str], list[Any], ShapeEnv | None]:
