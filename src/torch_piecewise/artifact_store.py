@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.cache_key import (
     CpuRequirement,
@@ -15,6 +17,7 @@ from torch_piecewise.cache_key import (
     Key,
     architecture_ingredient,
     compiler_ingredient,
+    device_ingredient,
     host_cpu,
     python_ingredient,
     torch_ingredient,
@@ -53,6 +56,7 @@ class ArtifactStore:
             torch_ingredient(),
             python_ingredient(),
             architecture_ingredient(host),
+            device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             compiler_ingredient(compiler.name, compiler.fingerprint()),
             Ingredient("inductor_compile_config", settings),
             *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),

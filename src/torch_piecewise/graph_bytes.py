@@ -7,6 +7,7 @@ callers hand over only what the store has verified, or what their own worker pro
 
 from __future__ import annotations
 
+import builtins
 import io
 import marshal
 import pickle
@@ -65,14 +66,29 @@ class _NodeParts:
     stack_trace: str | None
 
 
+# Types of functions, methods, code and the like, which say of themselves that they are builtins.
+_NAMED_IN_TYPES = {
+    value: name
+    for name, value in vars(types).items()
+    if isinstance(value, type) and value.__module__ == "builtins" and not hasattr(builtins, value.__name__)
+}
+
+
+def _type_named(name: str) -> type:
+    named: type = getattr(types, name)
+    return named
+
+
 class _Pickler(pickle.Pickler):
-    """Adds what pickle lacks: graphs, code objects, and ops by name."""
+    """Adds what pickle lacks: graphs, code objects, types that only ``types`` names, and ops by name."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, GraphModule):
             return _rebuilt, _parts_of(value)
         if isinstance(value, types.CodeType):
             return marshal.loads, (marshal.dumps(value),)
+        if isinstance(value, type) and value in _NAMED_IN_TYPES:
+            return _type_named, (_NAMED_IN_TYPES[value],)
         if (name := _op_reference(value)) is not None:
             return find_op, (name,)
         if isinstance(value, types.MappingProxyType):

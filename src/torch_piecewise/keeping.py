@@ -22,6 +22,7 @@ from torch_piecewise.cache_key import (
     Key,
     architecture_ingredient,
     compiler_ingredient,
+    device_ingredient,
     differences,
     explain_miss,
     function_ingredients,
@@ -254,6 +255,7 @@ def _ingredients(
     yield compiler_ingredient(compiler.name, compiler.fingerprint())
     yield Ingredient("config", tuple(Ingredient(name, text) for name, text in config.as_ingredients()))
     yield architecture_ingredient(host)
+    yield device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     yield Ingredient("capability", host.capability)
     yield threads_ingredient()
     yield Ingredient("matmul_precision", torch.get_float32_matmul_precision())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torch_piecewise.errors import FingerprintError
-from torch_piecewise.record import from_bytes, to_bytes
+from torch_piecewise.graph_bytes import from_bytes, to_bytes
 
 
 @pytest.mark.parametrize(
