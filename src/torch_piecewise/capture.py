@@ -259,7 +259,8 @@ def _refuse_fixed_dims(
             f"Dim {dim} of argument {name!r} was declared dynamic, but the model fixes its size at {number}",
             expected="code that works for any size of it",
             got=f"the trace found that it must be {number}" + (f", at {where}" if where else ""),
-            hint=f"remove dim {dim} of {name!r} from dynamic_arg_dims, or change that line",
+            hint=f"declare the other arguments whose size changes with it too, change that line, or remove "
+            f"dim {dim} of {name!r} from dynamic_arg_dims",
         )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import Module
+
 from torch_piecewise.call_form import with_owner_named
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import dynamic_dims
@@ -18,7 +20,7 @@ from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, M
 from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
-from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model
+from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model, traceable_call
 from torch_piecewise.unbuilt import refuse_unbuilt
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ class CompiledCall:
         self._keeper: Keeper | None = None
         self._managers: Managers | None = None
         self._kept = 0
+        self._is_module_call = declared is not None
         self._entries: tuple[Entry, ...] = ()
         self._calls: tuple[Callable[..., Any], ...] = ()
         self._lock = threading.RLock()
@@ -174,12 +177,14 @@ class CompiledCall:
                 if result is not MISS:
                     return result
             if self._managers is None:
+                self._choose_function()
                 self._open()
                 result = self._from_store(args, kwargs)
                 if result is not MISS:
                     return result
             if self._entries:
                 self._on_miss(args, kwargs)
+            self._choose_function()
             result = self._make_entry(args, kwargs)
         if result is MISS:
             raise GuardError(
@@ -188,6 +193,18 @@ class CompiledCall:
                 hint="please report this with the model; tp.program_of(model).restore() runs it uncompiled",
             )
         return result
+
+    def _choose_function(self) -> None:
+        """What to trace: the model's hooks decide, which may have come after it was compiled."""
+        if not isinstance(self._owner, Module) or not self._is_module_call:
+            return
+        function = with_owner_named(traceable_call(self._owner))
+        if getattr(function, "__func__", function) is self._plain:
+            return
+        self._function = function
+        self._plain = getattr(function, "__func__", function)
+        self._original = traceable_call(self._owner)
+        self._tracer = self._keeper = None
 
     def _open(self) -> None:
         """Find the store and what in it could be this callable's."""

@@ -71,6 +71,8 @@ class Entry:
         replaced = self.state.replaced_child()
         if replaced is not None:
             return f"submodule {replaced} was replaced"
+        if not self.state.hooks_unchanged():
+            return "a module has other hooks than in the trace"
         reason = self._explain(*args, **kwargs)
         return reason or "the call differs from the traced one"
 
@@ -96,7 +98,10 @@ class _EntryWriter:
             "§owner": shape.owner,
             "§globals": shape.function.__globals__,
         }
-        self.state = State(*self._state())
+        owner = shape.owner
+        self.state = State(
+            *self._state(), list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
+        )
         self.values["§state_of"] = self.state
 
     def _state(self) -> tuple[list[StateInput], list[tuple[str, dict[str, Any], str]]]:
@@ -185,6 +190,8 @@ class _EntryWriter:
         checks = [check.expression for check in self.convention.checks]
         if self.state.inputs:
             checks.append("§state_of.children_unchanged()")
+        if isinstance(self.shape.owner, torch.nn.Module):
+            checks.append("§state_of.hooks_unchanged()")
         lines = self._cell_lines()
         if checks:
             lines += ["if not (", *(f"    {'and ' if i else ''}{c}" for i, c in enumerate(checks)), "):"]

@@ -58,7 +58,12 @@ def convention_of(
         changed: sources of the graph inputs that the graph changes in place.
     """
     writer = _Writer(raw, owner_name, frame, specs)
-    checks = [*_mode_checks(owner_name, frame), *writer.checks(), *writer.sharing_checks(set(changed))]
+    checks = [
+        *_mode_checks(owner_name, frame),
+        *writer.owner_checks(owner_name),
+        *writer.checks(),
+        *writer.sharing_checks(set(changed)),
+    ]
     return Convention(
         owner_name=owner_name,
         sources=raw.sources,
@@ -104,6 +109,36 @@ class _Writer:
         self._dynamic = size_sources(raw.shape_env)
         sources = symbol_sources(raw.shape_env, raw.sources, raw.fakes)
         self._readers = {symbol: self._local(source) for symbol, source in sources.items()}
+
+    def owner_checks(self, owner_name: str | None) -> list[Check]:
+        """Of the model's own attributes: training flags that were read, and what its code itself changes.
+
+        Other attributes are not checked on each call; one that ``forward`` writes (a counter) has another
+        value on the next call by itself.
+        """
+        if owner_name is None:
+            return []
+        made = []
+        for guard in self._raw.guards:
+            name = guard.path.rpartition(".")[2]
+            own = guard.path.startswith(self._owner) and name.isidentifier()
+            if not own or (name != "training" and name not in self._raw.written_attributes):
+                continue
+            value = self._value(guard.path)
+            if not isinstance(value, bool | int | float | str | None):
+                continue
+            expression = guard.path.replace(self._owner, "§owner", 1)
+            label = f"§own_{len(self.values)}"
+            self.values[label] = value
+            shown = guard.path.replace(self._owner, "the model", 1)
+            made.append(
+                Check(
+                    f"type({expression}) is type({label}) and {expression} == {label}",
+                    f"{shown} was {value!r} in the trace",
+                    expression,
+                )
+            )
+        return made
 
     def checks(self) -> list[Check]:
         """One for each thing that was read of an argument, and for each tensor that was read twice."""

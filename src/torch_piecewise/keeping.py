@@ -180,7 +180,9 @@ class Keeper:
         return self._numbered(number).digest()
 
     def _missed(self, reason: str) -> None:
-        logger.info("%s", reason)
+        # Worth a warning where something is kept and does not serve; an empty store is no news.
+        level = logging.INFO if reason.endswith("nothing of the kind yet") else logging.WARNING
+        logger.log(level, "%s", reason)
         self._bus.emit(StoreLookup(what=self._callee.label, hit=False, reason=reason))
 
     def _stale(self, entry: Any) -> str | None:

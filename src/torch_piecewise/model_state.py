@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.piece import TensorSpec
+from torch_piecewise.torch_private.modules import hook_tables
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,23 @@ class State:
     Args:
         inputs: tensors that are graph inputs.
         children: ``(path, _modules dict, name)`` of every submodule on the way to them.
+        modules: every module whose hooks the trace saw.
     """
 
     def __init__(
-        self, inputs: Sequence[StateInput], children: Sequence[tuple[str, dict[str, Any], str]]
+        self,
+        inputs: Sequence[StateInput],
+        children: Sequence[tuple[str, dict[str, Any], str]],
+        modules: Sequence[torch.nn.Module],
     ) -> None:
         self.inputs = tuple(inputs)
         self._children = tuple((path, holder, name, holder[name]) for path, holder, name in children)
         holders = {id(holder): holder for _path, holder, _name in children}
         self._holders = tuple(holders.values())
         self._child_ids = self._ids_of_children()
+        hooks = [one for module in modules for one in hook_tables(module)]
+        self._no_hooks = tuple(table for table in hooks if not table)
+        self._hooks = tuple((table, list(table)) for table in hooks if table)
         self.accept([entry.holder[entry.key] for entry in self.inputs])
 
     def accept(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -75,6 +83,10 @@ class State:
     def children_unchanged(self) -> bool:
         """Whether every submodule on the way to an input is the traced one, and none beside it is new."""
         return self._ids_of_children() == self._child_ids
+
+    def hooks_unchanged(self) -> bool:
+        """Whether no module gained or lost a hook."""
+        return not any(self._no_hooks) and all(list(table) == keys for table, keys in self._hooks)
 
     def _ids_of_children(self) -> list[int]:
         # A loop in C: this runs on every call, for every submodule.

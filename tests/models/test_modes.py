@@ -137,7 +137,6 @@ def test_switching_between_training_and_evaluation() -> None:
     assert tp.program_of(compiled).stats.traces == 2
 
 
-@pytest.mark.xfail(reason="of training flags only the model's own is compared at each call")
 def test_a_submodule_switched_to_evaluation_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5)).train()
     compiled = tp.compile(copy.deepcopy(model), backend="eager", dynamic_arg_dims={"input": 0})

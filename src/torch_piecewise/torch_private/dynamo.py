@@ -67,6 +67,7 @@ class RawCapture:
         tail_builtins: names under which the tail expects the dict of builtins.
         traced: the traced function.
         traced_code: every code object that was inlined.
+        written_attributes: names of the attributes that the tail writes.
     """
 
     graph: GraphModule
@@ -80,6 +81,7 @@ class RawCapture:
     tail_builtins: tuple[str, ...]
     traced: types.FunctionType
     traced_code: tuple[types.CodeType, ...]
+    written_attributes: frozenset[str]
 
 
 def capture_fullgraph(
@@ -130,7 +132,16 @@ def capture_fullgraph(
         tail_builtins=tuple(name for name in tail_names if name.startswith("__builtins_dict__")),
         traced=traced,
         traced_code=tuple(frame.traced_code),
+        written_attributes=_written_attributes(tail),
     )
+
+
+def _written_attributes(code: types.CodeType) -> frozenset[str]:
+    """Attributes that ``code`` writes, by statement or by a call that names them."""
+    steps = list(dis.get_instructions(code))
+    stored = {str(step.argval) for step in steps if step.opname == "STORE_ATTR"}
+    named = {step.argval for step in steps if step.opname == "LOAD_CONST" and isinstance(step.argval, str)}
+    return frozenset(stored | named)
 
 
 def _globals_of(code: types.CodeType) -> set[str]:

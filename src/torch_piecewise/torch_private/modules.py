@@ -37,6 +37,11 @@ def traceable_call(module: Module) -> Callable[..., Any]:
     return module._call_impl if any(own_hooks) else module.forward
 
 
+def hook_tables(module: Module) -> tuple[dict[int, Any], ...]:
+    """The tables of a module's forward hooks."""
+    return (module._forward_hooks, module._forward_pre_hooks)
+
+
 def is_dynamo_compiling() -> bool:
     """Whether this code runs under a Dynamo trace."""
     return torch.compiler.is_dynamo_compiling()
