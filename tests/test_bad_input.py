@@ -362,7 +362,7 @@ def test_a_size_that_the_model_fixes() -> None:
         "Dim 0 of argument 'x' was declared dynamic, but the model fixes its size at 3",
         "expected: code that works for any size of it",
         "test_bad_input.py",
-        "to do: remove dim 0 of 'x' from dynamic_arg_dims, or change that line",
+        "change that line, or remove dim 0 of 'x' from dynamic_arg_dims",
     )
     with pytest.raises(DynamicDimError, match=expected):
         tp.compile(squared, backend="eager")(torch.ones(3, 3))
