@@ -110,6 +110,10 @@ class _EntryWriter:
         self.loads: list[str] = []
         for source, spec in zip(self.convention.sources, self.convention.specs, strict=True):
             match = self._state_match(source)
+            if match is None and isinstance(spec, TensorSpec) and self._is_no_argument(source):
+                self.loads.append(f"§state[{len(inputs)}]")
+                inputs.append(StateInput(source, None, self._local(source), spec))
+                continue
             if match is None:
                 self.loads.append(self._local(source))
                 continue
@@ -130,6 +134,11 @@ class _EntryWriter:
                 )
             )
         return inputs, list(children.values())
+
+    def _is_no_argument(self, source: str) -> bool:
+        """Whether ``source`` is an attribute of the object that the function is bound to, or a global."""
+        owner = self.convention.owner_name
+        return source.startswith("G[") or (owner is not None and source.startswith(f"L[{owner!r}]"))
 
     def _state_match(self, source: str) -> re.Match[str] | None:
         if self.convention.owner_name is None or not isinstance(self.shape.owner, torch.nn.Module):
@@ -219,6 +228,9 @@ class _EntryWriter:
         holders: dict[int, str] = {}
         loads = []
         for entry in self.state.inputs:
+            if entry.holder is None:
+                loads.append(entry.key)
+                continue
             name = holders.setdefault(id(entry.holder), f"§holder_{len(holders)}")
             self.values[name] = entry.holder
             loads.append(f"{name}[{entry.key!r}]")

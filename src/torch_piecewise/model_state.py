@@ -15,26 +15,26 @@ from torch_piecewise.torch_private.modules import hook_tables
 
 @dataclass(frozen=True)
 class StateInput:
-    """A parameter or buffer: where it lives, and what the trace relied on.
+    """A tensor that is no argument: where it lives, and what the trace relied on.
 
     Attributes:
-        path: dotted name from the root module (``layers.0.weight``).
-        holder: the dict it is read from on each call.
-        key: its name in ``holder``.
+        path: for people; of a parameter or buffer the dotted name from the root module (``layers.0.weight``).
+        holder: the dict that a parameter or buffer is read from on each call; None for any other tensor.
+        key: its name in ``holder``; where there is none, the expression that reads it.
         spec: sizes, strides, dtype and device the pieces were compiled for.
     """
 
     path: str
-    holder: Mapping[str, Any] = field(repr=False)
+    holder: Mapping[str, Any] | None = field(repr=False)
     key: str
     spec: TensorSpec | None
 
 
 class State:
-    """The parameters, buffers and submodules a program reads; notices when one is replaced.
+    """The tensors and submodules a program reads beside its arguments; notices when one is replaced.
 
     Args:
-        inputs: tensors that are graph inputs.
+        inputs: tensors that are graph inputs and no arguments.
         children: ``(path, _modules dict, name)`` of every submodule on the way to them.
         modules: every module whose hooks the trace saw.
     """
@@ -53,7 +53,7 @@ class State:
         hooks = [one for module in modules for one in hook_tables(module)]
         self._no_hooks = tuple(table for table in hooks if not table)
         self._hooks = tuple((table, list(table)) for table in hooks if table)
-        self.accept([entry.holder[entry.key] for entry in self.inputs])
+        self.accept([entry.holder[entry.key] for entry in self.inputs if entry.holder is not None])
 
     def accept(self, tensors: Sequence[torch.Tensor]) -> None:
         """Remember ``tensors`` as the ones that were checked."""

@@ -57,9 +57,10 @@ class Symbol:
     Attributes:
         name: as it occurs in the :data:`Dim` texts.
         lower, upper: closed bounds known from the trace; ``upper`` is
-            :data:`~torch_piecewise.ranges.UNBOUNDED` where nothing bounds it.
+            :data:`~torch_piecewise.ranges.UNBOUNDED` where nothing bounds it, ``lower`` minus that for a
+            number read from data that nothing bounds.
         hint: the size it had in the trace; carries no meaning, compilers tune for it.
-        backed: False for a size that depends on data (``nonzero``, ``item``).
+        backed: False for a size or number that depends on data (``nonzero``, ``item``).
     """
 
     name: str

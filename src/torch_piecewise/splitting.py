@@ -297,6 +297,8 @@ class _Builder:
             for operand in node.all_input_nodes:
                 copied(operand)  # constants first: they must stand before their use
             copies[node] = copy_node(graph, node, copied)
+            # These name symbols of the trace; who traces the piece again makes symbols of its own.
+            copies[node].meta.pop("unbacked_bindings", None)
             self.open = self.open.after(node)
         self.open.leave(graph, copied, self.grad_enabled)
         results = tuple(copies[node] for node in outputs)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 
 import torch_piecewise as tp
 from tests.graphs import Stack
@@ -188,6 +189,26 @@ def test_a_convolutional_network_of_dynamic_image_size() -> None:
 
 def test_a_vision_transformer() -> None:
     works_unchanged(VisionTransformer().eval(), lambda n: (torch.randn(n, 3, 8, 8),))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flexible_attention_with_a_score_of_its_own() -> None:
+    class Flexible(Attention):
+        def forward(self, x: Tensor, memory: Tensor | None = None, causal: bool = False) -> Tensor:
+            key, value = self.key_value(x).chunk(2, -1)
+            parts = (self._split(part) for part in (self.query(x), key, value))
+            mixed = flex_attention(*parts, score_mod=lambda score, _b, _h, q, k: score + 0.1 * (q - k))
+            return self.out(mixed.transpose(1, 2).flatten(2))
+
+    compiled = works_unchanged(
+        Flexible(8, 2).eval(),
+        lambda size: (torch.randn(*size, 8),),
+        [(2, 5), (3, 7), (1, 4)],
+        traces=2,  # torch asks whether the batch is 1
+        tolerance=1e-6,  # traced, it is one operation with another order of sums
+        dynamic_arg_dims={"x": [0, 1]},
+    )
+    assert tp.program_of(compiled).stats.cuts == 1
 
 
 def test_ranges_and_exact_sizes_give_what_the_model_gives() -> None:

@@ -293,6 +293,78 @@ def test_a_replaced_submodule_without_parameters_is_noticed() -> None:
     assert_same(compiled(x), model(x))
 
 
+SHIFT = torch.zeros(4)
+
+
+def shifted(x: Tensor) -> Tensor:
+    return (x + SHIFT) * SHIFT.shape[0]
+
+
+def test_a_global_tensor_replaced_by_one_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inputs(shift: Tensor) -> tuple[Tensor]:
+        monkeypatch.setitem(shifted.__globals__, "SHIFT", shift)
+        return rows(3)
+
+    kinds = [torch.ones(4), torch.zeros(4), torch.ones(4).double(), torch.ones(1), torch.ones(8)[::2]]
+    works_unchanged(shifted, inputs, kinds, traces=4)
+
+
+class Plain(nn.Module):
+    """Holds a tensor that is no parameter and no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.scale = torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.scale * self.scale.shape[0]
+
+
+class Engine:
+    """No module itself; ``step`` is what people compile of it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.scale = torch.ones(4)
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.model(x) * self.scale * self.scale.shape[0]
+
+
+@pytest.mark.parametrize("kind", [Plain, Engine])
+def test_a_plain_tensor_attribute_replaced_by_one_of_another_kind(kind: type[Any]) -> None:
+    one = Plain() if kind is Plain else Engine(nn.Linear(4, 4))
+    other = copy.deepcopy(one)
+    if kind is Plain:
+        call, program = tp.compile(one, backend="eager"), one
+    else:
+        call = program = tp.compile(one.step, backend="eager")
+    for scale in (torch.ones(4), torch.randn(4), torch.ones(1), torch.randn(4).double(), torch.randn(4)):
+        one.scale = other.scale = scale
+        x = torch.randn(3, 4)
+        assert_same(call(x), other(x) if kind is Plain else other.step(x))
+    assert tp.program_of(program).stats.traces == 3
+
+
+def test_a_model_that_an_object_holds_is_watched_like_one_that_is_compiled_itself() -> None:
+    one = Engine(nn.Linear(4, 4))
+    other = copy.deepcopy(one)
+    step = tp.compile(one.step, backend="eager")
+    x = torch.randn(3, 4)
+    assert_same(step(x), other.step(x))
+    for engine in (one, other):
+        engine.model.weight.mul_(2)
+    assert_same(step(x), other.step(x))
+    assert tp.program_of(step).stats.traces == 1
+    for engine in (one, other):
+        engine.model.double()
+        engine.scale = engine.scale.double()
+    assert_same(step(x.double()), other.step(x.double()))
+    with pytest.raises(RuntimeError, match="same dtype"):
+        step(x)
+
+
 def test_two_instances_of_one_class_do_not_meet() -> None:
     one, two = Hooked(), Hooked()
     first, second = (tp.compile(copy.deepcopy(model), backend="eager") for model in (one, two))

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from torch_piecewise.artifact import Artifact
+from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
@@ -23,7 +24,8 @@ class InductorCompiler:
     """Fast to compile; the artifact holds generated source and, on the CPU, the built kernels.
 
     An artifact has torch's own binary, and where that is possible the generated wrapper with its shared
-    objects, which start without Inductor and without a C++ compiler.
+    objects, which start without Inductor and without a C++ compiler. What torch itself does not write down
+    lives and dies with the process.
     """
 
     name = "inductor"
@@ -44,6 +46,8 @@ class InductorCompiler:
             piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=cache_tag(range)
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
+        if not isinstance(whole, bytes):
+            return LiveArtifact(self.name, piece.name, range, guards=guards, runnable=whole)
         code = generated_code(whole)
         payload = pickle.dumps({"whole": whole, "source": code.source if code is not None else None})
         return Artifact(
@@ -51,6 +55,8 @@ class InductorCompiler:
         )
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
+        if isinstance(artifact, LiveArtifact):
+            return live_runnable(artifact, self.name)
         if artifact.compiler != self.name or not artifact.payload:
             raise CompilerError(
                 f"Compiler {self.name!r} was handed an artifact it did not make",

@@ -20,8 +20,12 @@ from torch_piecewise.torch_private.settings import patched
 
 def inductor_standalone(
     graph: GraphModule, fakes: FakeInputs, *, patches: Mapping[str, Any], cache_tag: str
-) -> bytes:
+) -> bytes | Callable[..., tuple[Any, ...]]:
     """Compile with ``torch._inductor.standalone_compile(aot=True)`` (2.11, 2.13) and serialise.
+
+    Returns:
+        The artifact's bytes; the compiled function itself where torch does not write it down: it leaves
+        out what its caches refuse, such as autocast regions and ``torch.cond`` (2.11, 2.13).
 
     Args:
         cache_tag: set into torch's own cache keys: its graph cache does not hold the symbols' bounds, so
@@ -38,7 +42,8 @@ def inductor_standalone(
             options={"config_patches": dict(patches)},
         )
     assert isinstance(artifact, AOTCompiledArtifact)
-    return artifact.serialize()
+    run: Callable[..., tuple[Any, ...]] = artifact.inner_fn.compiled_fn
+    return artifact.serialize() if getattr(run, "serialize", None) is not None else run
 
 
 def load_inductor_standalone(payload: bytes) -> Callable[..., tuple[Any, ...]]:

@@ -73,7 +73,10 @@ def storage_key(value: torch.Tensor) -> int | None:
     """A number that two fake tensors share exactly when they share memory; None where there is none."""
     if value.layout is not torch.strided:
         return None
-    return int(value.untyped_storage()._cdata)
+    try:
+        return int(value.untyped_storage()._cdata)
+    except NotImplementedError:  # inside a functorch transform
+        return None
 
 
 def source_line(error: BaseException, graph: GraphModule) -> tuple[str, str]:

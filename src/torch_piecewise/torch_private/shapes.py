@@ -68,11 +68,14 @@ def _symbol(symbol: sympy.Symbol, shape_env: ShapeEnv) -> Symbol:
     bounds = shape_env.var_to_range[symbol]
     hint = hint_of(shape_env, symbol)
     upper = bounds.upper
+    # A number read from data may be negative; a size is not.
+    lower = int(bounds.lower) if bounds.lower.is_Integer else -UNBOUNDED
+    lower = max(lower, -UNBOUNDED if hint is None else 0)
     return Symbol(
         name=str(symbol),
-        lower=max(int(bounds.lower), 0),
+        lower=lower,
         upper=int(upper) if upper.is_Integer and int(upper) < UNBOUNDED else UNBOUNDED,
-        hint=max(int(bounds.lower), 0) if hint is None else hint,
+        hint=max(lower, 0) if hint is None else hint,
         backed=hint is not None,
     )
 
