@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,11 +21,14 @@ from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, M
 from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
+from torch_piecewise.observing import Observed
 from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model, traceable_call
 from torch_piecewise.unbuilt import refuse_unbuilt
 
 if TYPE_CHECKING:
+    from torch_piecewise.report import Report
     from torch_piecewise.tracing import Traced, Tracer
+    from torch_piecewise.trials import Profile, Verification
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -82,7 +86,8 @@ class CompiledCall:
         refuse_unbuilt(config)
         self.config = config
         self.counters = Counters()
-        self.bus = Bus(self.counters)
+        self.observed = Observed(config)
+        self.bus = Bus(self.counters, self.observed.recorder)
         self._function = with_owner_named(function)
         self._owner = owner
         self._original = original
@@ -156,11 +161,31 @@ class CompiledCall:
             others = (size,) * (len(program.sizes.symbols) - 1)
             program.table.find((size, *others) if others else size)
 
+    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
+        """What was recorded of this model: cut graph, timeline, use, misses; see :meth:`Observed.report`."""
+        return self.observed.report(self._label, self._entries, path)
+
+    def verify(self, inputs: Any, *, rtol: float | None = None, atol: float | None = None) -> Verification:
+        """Each piece against eager on the values that reach it; see :meth:`Observed.verify`."""
+        return self.observed.verify(self._entries, inputs, rtol=rtol, atol=atol)
+
+    def profile(self, inputs: Any, *, rounds: int = 20) -> Profile:
+        """Each piece's time against eager's; see :meth:`Observed.profile`."""
+        return self.observed.profile(self._entries, inputs, rounds=rounds, bus=self.bus)
+
+    def count_calls(self) -> None:
+        """From now on count calls by size, for the report; as the setting ``count_calls`` does."""
+        self.observed.count_calls(self._entries)
+
     def restore(self) -> None:
         """Give the model its own, uncompiled call back."""
         self._on_restore()
 
     # -- tracing
+
+    @property
+    def _label(self) -> str:
+        return type(self._owner).__qualname__ if self._owner is not None else self._plain.__qualname__
 
     def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether such a call has the arguments it needs, and no others."""
@@ -234,6 +259,7 @@ class CompiledCall:
         return answer
 
     def _add(self, entry: Entry) -> None:
+        self.observed.added(entry)
         self._entries = (entry, *self._entries)
         self._calls = tuple(one.call for one in self._entries)
 
@@ -257,7 +283,8 @@ class CompiledCall:
             if result is not MISS:
                 return result
             traced = self._traced(args, kwargs)
-            self._keeper.keep(traced.entry, traced.sources, traced.companions, before)
+            companions = {**traced.companions, **self.observed.companions(self._label, traced.entry)}
+            self._keeper.keep(traced.entry, traced.sources, companions, before)
             self._kept += 1
             self._add(traced.entry)
         return self._entries[0].call(*args, **kwargs)
