@@ -20,7 +20,6 @@ from torch_piecewise.errors import ConfigError
         {"use_inductor_graph_partition": True},
         {"cudagraph_mode": "piecewise"},
         {"inductor_passes": {"clean": "torch_piecewise.passes.cleanup.CleanUp"}},
-        {"debug_dump_path": "dumps"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

@@ -13,7 +13,14 @@ from torch_piecewise.artifact import Artifact
 from torch_piecewise.artifact_store import ArtifactStore
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.errors import CompilerError, PieceCompileError, PiecewiseError
-from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded, StoreLookup
+from torch_piecewise.events import (
+    Bus,
+    PieceCompiled,
+    PieceCompileStarted,
+    PieceFailed,
+    PieceLoaded,
+    StoreLookup,
+)
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, CompileTask
 from torch_piecewise.ranges import Range
@@ -125,6 +132,10 @@ class CompilerManager:
         with turns:
             # Another process may have made some while this one waited for its turn.
             absent = units if self._kept is None else [unit for unit in units if not self._take_kept(unit)]
+            for unit in absent:
+                self.bus.emit(
+                    PieceCompileStarted(piece=unit.name, range=unit.range, compiler=self.compiler.name)
+                )
             tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
             made = list(zip(absent, self._pool.run(tasks), strict=True))
             for unit, outcome in made:

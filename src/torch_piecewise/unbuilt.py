@@ -22,7 +22,6 @@ _FIELDS = (
     "cudagraph_mode",
     "inductor_passes",
     "pass_config",
-    "debug_dump_path",
     "signing_key_file",
 )
 """Fields that only their default leaves without effect."""
