@@ -13,7 +13,6 @@ from torch_piecewise.errors import ConfigError
     "field",
     [
         {"mode": "stock_torch_compile"},
-        {"backend": "aot_inductor"},
         {"guards": "full"},
         {"guards": "none"},
         {"on_miss": "background"},

@@ -73,7 +73,7 @@ class Managers:
         )
 
     def _compiler_for(self, ambient: Ambient) -> Compiler:
-        if ambient.grad_enabled and self.compiler.name == "inductor":
-            # Standalone artifacts are made for inference; gradients need the in-memory compiler.
+        if ambient.grad_enabled and self.compiler.name in ("inductor", "aot_inductor"):
+            # Their artifacts are made for inference; gradients need the in-memory compiler.
             return make_compiler("inductor_memory")
         return self.compiler

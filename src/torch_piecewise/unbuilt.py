@@ -9,7 +9,6 @@ from torch_piecewise.errors import ConfigError
 
 _VALUES: dict[str, tuple[Any, ...]] = {
     "mode": ("stock_torch_compile",),
-    "backend": ("aot_inductor",),
     "guards": ("full", "none"),
     "on_miss": ("background",),
 }
