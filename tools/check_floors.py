@@ -55,7 +55,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "1c": ("torch_private",),
     "1b": ("convention", "call_checks"),
     "1a": ("runtime", "artifact", "config", "events", "piece", "relations"),
-    "0b": ("ranges",),
+    "0b": ("ranges", "tags", "completion", "ignoring"),
     "0a": ("errors", "cudagraph_mode", "frozen_map"),
 }
 
