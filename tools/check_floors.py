@@ -38,7 +38,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
     "3a": ("worker", "describe", "artifact_store", "model_state"),
-    "2b": ("splitting", "fingerprint", "cache_key", "compilers", "passes", "cudagraphs", "store"),
+    "2b": ("splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
     "2a": (
         "normalize",
         "cut_policy",
@@ -49,6 +49,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "call_form",
         "unbuilt",
         "graph_bytes",
+        "passes",
     ),
     "1d": ("runtime",),
     # Above the values, because what it returns is described by them.
@@ -56,7 +57,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "1b": ("convention", "call_checks"),
     "1a": ("artifact", "config", "events", "piece", "relations"),
     "0c": ("dispatch",),
-    "0b": ("ranges",),
+    "0b": ("ranges", "tags", "completion", "ignoring"),
     "0a": ("errors", "cudagraph_mode", "frozen_map"),
 }
 

@@ -19,8 +19,6 @@ _FIELDS = (
     "assume_32_bit_indexing",
     "evaluate_guards",
     "cudagraph_mode",
-    "inductor_passes",
-    "pass_config",
     "debug_dump_path",
     "signing_key_file",
 )
