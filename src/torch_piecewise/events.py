@@ -137,6 +137,30 @@ class Recompiled(Event):
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PassRecord(Event):
+    """One graph pass met one graph.
+
+    Attributes:
+        name: the pass's name.
+        piece: whose graph it was; empty where a manager runs outside any compile of ours.
+        range: the sizes the graph serves.
+        ran: False where the pass does not apply to the range; then the rest is 0.
+        matches: places rewritten; None if the pass does not count.
+        seconds: time in the pass alone, dumps and checks not counted.
+        nodes_before, nodes_after: size of the graph.
+    """
+
+    name: str
+    range: Range
+    piece: str = ""
+    ran: bool = True
+    matches: int | None = None
+    seconds: float = 0.0
+    nodes_before: int = 0
+    nodes_after: int = 0
+
+
 Observer = Callable[[Event], None]
 
 
@@ -245,5 +269,7 @@ def _counted(event: Event) -> list[tuple[str, int]]:
             return [("store_hits" if hit else "store_misses", 1)]
         case Recompiled():
             return [("recompiles", 1)]
+        case PassRecord(ran=True, matches=matches):
+            return [("passes_run", 1), ("pass_matches", matches or 0)]
         case _:
             return []

@@ -31,6 +31,7 @@ from torch_piecewise.cache_key import (
     library_ingredient,
     module_tree_ingredients,
     nearest,
+    passes_ingredient,
     python_ingredient,
     source_ingredients,
     sources_again,
@@ -48,6 +49,7 @@ from torch_piecewise.events import Bus, StoreLookup
 from torch_piecewise.graph_bytes import from_bytes, to_bytes
 from torch_piecewise.ignoring import is_ignored
 from torch_piecewise.managers import Managers
+from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.program import Pieces, Program
 from torch_piecewise.record import ProgramRecord
 from torch_piecewise.splitting_ops import SplittingOp, body_lookup, splitting_op_named
@@ -109,7 +111,7 @@ class Keeper:
         self.callee = callee
         self._bus = bus
         self._host = host_cpu()
-        self.key = Key.of(_ingredients(callee, config, compiler, self._host))
+        self.key = Key.of(_ingredients(callee, config, compiler, PassPlan.for_compile(config), self._host))
 
     def load(self, shape: CallShape, managers: Managers) -> Iterator[Entry]:
         """Every kept program of the callable that is still true, as entries; says why one is not."""
@@ -254,7 +256,7 @@ def _rank() -> tuple[int, int]:
 
 
 def _ingredients(
-    callee: Callee, config: Config, compiler: Compiler, host: CpuRequirement
+    callee: Callee, config: Config, compiler: Compiler, passes: PassPlan | None, host: CpuRequirement
 ) -> Iterator[Ingredient]:
     rank, world_size = _rank()
     yield tag_ingredient(callee.tag, is_encoder=callee.is_encoder)
@@ -262,6 +264,7 @@ def _ingredients(
     yield torch_ingredient()
     yield python_ingredient()
     yield compiler_ingredient(compiler.name, compiler.fingerprint())
+    yield passes_ingredient(passes.named() if passes is not None else ())
     yield Ingredient("config", tuple(Ingredient(name, text) for name, text in config.as_ingredients()))
     yield architecture_ingredient(host)
     yield device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
