@@ -155,6 +155,8 @@ def program_of(model: Any) -> CompiledCall:
     call = modules.compiled_call(model) if isinstance(model, Module) else model
     if isinstance(call, CompiledFunction):
         call = call.call
+    # What an integration puts around a compiled call names it.
+    call = getattr(call, "compiled_call", call)
     if not isinstance(call, CompiledCall):
         raise ConfigError(
             "This model is not compiled",
