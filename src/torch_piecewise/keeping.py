@@ -31,6 +31,7 @@ from torch_piecewise.cache_key import (
     library_ingredient,
     module_tree_ingredients,
     nearest,
+    passes_ingredient,
     python_ingredient,
     source_ingredients,
     sources_again,
@@ -46,7 +47,9 @@ from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.events import Bus, StoreLookup
 from torch_piecewise.graph_bytes import from_bytes, to_bytes
+from torch_piecewise.ignoring import is_ignored
 from torch_piecewise.managers import Managers
+from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.program import Pieces, Program
 from torch_piecewise.record import ProgramRecord
 from torch_piecewise.splitting_ops import SplittingOp, body_lookup, splitting_op_named
@@ -104,7 +107,7 @@ class Keeper:
         self._callee = callee
         self._bus = bus
         self._host = host_cpu()
-        self.key = Key.of(_ingredients(callee, config, compiler, self._host))
+        self.key = Key.of(_ingredients(callee, config, compiler, PassPlan.for_compile(config), self._host))
 
     def load(self, shape: CallShape, managers: Managers) -> Iterator[Entry]:
         """Every kept program of the callable that is still true, as entries; says why one is not."""
@@ -245,7 +248,7 @@ def _rank() -> tuple[int, int]:
 
 
 def _ingredients(
-    callee: Callee, config: Config, compiler: Compiler, host: CpuRequirement
+    callee: Callee, config: Config, compiler: Compiler, passes: PassPlan | None, host: CpuRequirement
 ) -> Iterator[Ingredient]:
     rank, world_size = _rank()
     yield tag_ingredient(callee.tag, is_encoder=callee.is_encoder)
@@ -253,6 +256,7 @@ def _ingredients(
     yield torch_ingredient()
     yield python_ingredient()
     yield compiler_ingredient(compiler.name, compiler.fingerprint())
+    yield passes_ingredient(passes.named() if passes is not None else ())
     yield Ingredient("config", tuple(Ingredient(name, text) for name, text in config.as_ingredients()))
     yield architecture_ingredient(host)
     yield device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -265,7 +269,15 @@ def _ingredients(
     yield function_ingredients("function", {callee.function.__qualname__: callee.function})
     yield function_ingredients("splitting_ops", _bodies(config))
     if isinstance(callee.owner, torch.nn.Module):
+        yield Ingredient("ignored", _ignored_classes(callee.owner))
         yield from module_tree_ingredients(callee.owner)
+
+
+def _ignored_classes(model: torch.nn.Module) -> tuple[Ingredient, ...]:
+    """The module classes that stay uncompiled inside the model: they are where it is cut."""
+    classes = {type(module) for module in model.modules()}
+    names = sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in classes if is_ignored(cls))
+    return tuple(Ingredient(name, True) for name in names)
 
 
 def _bodies(config: Config) -> dict[str, Callable[..., Any]]:
