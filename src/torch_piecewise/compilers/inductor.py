@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ class InductorCompiler:
         from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
         from torch_piecewise.torch_private.generated_code import generated_code
         from torch_piecewise.torch_private.inductor import inductor_standalone
+        from torch_piecewise.torch_private.toolchain import with_known_cpu
 
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         whole = inductor_standalone(
-            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=cache_tag(range)
+            piece.graph, fakes, patches=with_known_cpu(options.inductor_config), cache_tag=cache_tag(range)
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         if not isinstance(whole, bytes):
@@ -53,6 +55,16 @@ class InductorCompiler:
         return Artifact(
             self.name, piece.name, range, payload, guards, dict(code.kernels) if code is not None else {}
         )
+
+    def warm_up(self, options: CompileOptions, devices: frozenset[str]) -> None:
+        """Load Inductor; begin to build what all kernels for the CPU share, which takes seconds."""
+        from torch_piecewise.torch_private import inductor  # noqa: F401 - loading it is the point
+        from torch_piecewise.torch_private.toolchain import build_shared_header, with_known_cpu
+
+        if "cpu" in devices:
+            # Beside the first tasks: those wait for it only when they have a kernel to build.
+            arguments = (with_known_cpu(options.inductor_config),)
+            threading.Thread(target=build_shared_header, args=arguments, daemon=True).start()
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
         if isinstance(artifact, LiveArtifact):

@@ -14,6 +14,7 @@ from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fa
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 from torch_piecewise.torch_private import inductor
+from torch_piecewise.torch_private.toolchain import with_known_cpu
 
 
 class InductorMemoryCompiler:
@@ -28,7 +29,7 @@ class InductorMemoryCompiler:
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         runnable = inductor.inductor_in_memory(
-            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=cache_tag(range)
+            piece.graph, fakes, patches=with_known_cpu(options.inductor_config), cache_tag=cache_tag(range)
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         return LiveArtifact(self.name, piece.name, range, guards=guards, runnable=runnable)
