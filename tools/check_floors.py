@@ -35,10 +35,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "4b": ("backend", "capture", "keeping"),
     "4a": ("entry", "managers", "record"),
     "3d": ("program",),
-    "3c": ("manager", "dispatch", "stitching"),
+    "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("workers", "describe", "artifact_store", "model_state"),
-    "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "passes", "cudagraphs", "store"),
+    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection"),
+    "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
     "2a": (
         "normalize",
         "cut_policy",
@@ -49,12 +49,16 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "call_form",
         "unbuilt",
         "graph_bytes",
+        "dumps",
+        "passes",
     ),
+    "1d": ("runtime",),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
     "1b": ("convention", "call_checks"),
-    "1a": ("runtime", "artifact", "config", "events", "piece", "relations"),
-    "0b": ("ranges",),
+    "1a": ("artifact", "config", "events", "piece", "relations"),
+    "0c": ("dispatch",),
+    "0b": ("ranges", "tags", "completion", "ignoring"),
     "0a": ("errors", "cudagraph_mode", "frozen_map"),
 }
 

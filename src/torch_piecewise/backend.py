@@ -15,12 +15,14 @@ import torch
 from torch.fx import GraphModule
 
 from torch_piecewise.compilers.base import Ambient
+from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.fingerprint import fingerprint
+from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
@@ -28,6 +30,7 @@ from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.stitching import stitch
+from torch_piecewise.tags import current_tag
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (
     ensure_example_values,
@@ -63,6 +66,7 @@ class Workshop:
         relations: Sequence[Relation] = (),
         dispatch: str | None = None,
         symbols: Mapping[str, str] | None = None,
+        inspection: Inspection | None = None,
     ) -> Program:
         """Cut, fingerprint, compile and stitch one traced graph.
 
@@ -72,10 +76,13 @@ class Workshop:
             relations: conditions on sizes that a call has to meet.
             dispatch: the symbol that ranges and sizes are about.
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
+            inspection: is shown the graph before and after it is cut; None for nobody.
 
         Raises:
             PieceCompileError: a piece failed to compile.
         """
+        if inspection is not None:
+            inspection.traced(graph)
         with self.bus.phase("split"):
             plan = plan_split(graph, self._policy)
         for warning in plan.warnings:
@@ -86,6 +93,8 @@ class Workshop:
         with self.bus.phase("stitch"):
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
             stitched = stitch(plan.module, cuts)
+        if inspection is not None:
+            inspection.cut(plan, stitched.source)
         program = Program(
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
@@ -165,8 +174,9 @@ class PiecewiseCompileBackend:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
         refuse_unbuilt(self.config)
-        self.bus = Bus(*observers)
+        self.bus = Bus(*observers, tell, tag=current_tag())
         self.program: Program | None = None
+        self._watches = watches()
         self._lock = threading.Lock()
 
     def __call__(self, graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
@@ -182,7 +192,7 @@ class PiecewiseCompileBackend:
         Raises:
             CompileError: the object was called before: another graph needs a backend of its own.
         """
-        with self._lock:
+        with Announcement(self._watches) as news, self._lock:
             if self.program is not None:
                 raise CompileError(
                     "This backend object has compiled a graph already",
@@ -197,7 +207,14 @@ class PiecewiseCompileBackend:
             keep = {name: text for name, text in symbols.items() if name == dispatch}
             self.program = Workshop(
                 self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
-            ).build(graph, shape_env=shape_env, dispatch=dispatch, symbols=keep)
+            ).build(
+                graph,
+                shape_env=shape_env,
+                dispatch=dispatch,
+                symbols=keep,
+                inspection=Inspection(self.config, self.bus.tag, "graph"),
+            )
+            news.due = True
         return _flat_entry(self.program)
 
     def _dispatch(self, sources: Sequence[str], fakes: Sequence[Any]) -> str | None:

@@ -41,7 +41,8 @@ class CompileTask:
         """Compile in this process."""
         start = time.monotonic()
         try:
-            result: Any = self.compiler.compile(self.piece, self.range, self.options)
+            with self.options.context(self.range):
+                result: Any = self.compiler.compile(self.piece, self.range, self.options)
         except Exception as error:  # noqa: BLE001 - the manager knows the policy
             result = error
         return result, time.monotonic() - start

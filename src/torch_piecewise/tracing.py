@@ -20,8 +20,10 @@ from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.events import Bus, GraphCaptured
 from torch_piecewise.input_guards import convention_of
+from torch_piecewise.inspection import Inspection
 from torch_piecewise.managers import Managers
 from torch_piecewise.torch_private.shapes import describe_input
+from torch_piecewise.torch_private.structured_trace import under_compile_of
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Traced:
     Attributes:
         sources: files of all code that the trace ran through.
         companions: file name -> text for people.
+        inspection: takes more for people.
     """
 
     entry: Entry
     sources: tuple[str, ...]
     companions: dict[str, str]
+    inspection: Inspection
 
 
 class Tracer:
@@ -77,13 +81,17 @@ class Tracer:
         self._bus.emit(GraphCaptured(nodes=len(raw.graph.graph.nodes)))
         graph_text = raw.graph.print_readable(print_output=False)
         changed = [raw.sources[index] for index in changed_inputs(raw.graph)]
-        program = self._workshop.build(
-            raw.graph,
-            shape_env=raw.shape_env,
-            relations=captured.relations,
-            dispatch=captured.dispatch,
-            symbols=captured.symbols,
-        )
+        label = type(self._owner).__qualname__ if self._owner is not None else raw.traced.__qualname__
+        inspection = Inspection(self._config, self._bus.tag, label)
+        with under_compile_of(raw.graph):
+            program = self._workshop.build(
+                raw.graph,
+                shape_env=raw.shape_env,
+                relations=captured.relations,
+                dispatch=captured.dispatch,
+                symbols=captured.symbols,
+                inspection=inspection,
+            )
         bound = call.bound
         bound.apply_defaults()
         owner_name = raw.argument_names[0] if self._owner is not None else None
@@ -93,6 +101,7 @@ class Tracer:
         specs = [describe_input(fake) for fake in raw.fakes]
         shape = CallShape(bound.signature, self._owner, raw.traced)
         entry = Entry(convention_of(raw, owner_name, frame, specs, changed), shape, program)
+        inspection.add("transformed_code.py", entry.source)
         return Traced(
             entry=entry,
             sources=tuple(code.co_filename for code in raw.traced_code),
@@ -101,6 +110,7 @@ class Tracer:
                 "transformed_code.py": entry.source,
                 "runner.py": program.stitched.source,
             },
+            inspection=inspection,
         )
 
 
