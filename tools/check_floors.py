@@ -40,8 +40,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3d": ("program",),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("worker", "describe", "artifact_store", "model_state", "inspection"),
-    "2b": ("splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
+    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection"),
+    "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
     "2a": (
         "normalize",
         "cut_policy",

@@ -97,6 +97,14 @@ class CompilerManager:
         self._ready: dict[tuple[str, Range], Ready] = {}
         self._lock = threading.RLock()
 
+    def warm_up(self, devices: frozenset[str]) -> None:
+        """Begin what the first compilation needs, because there will be one soon.
+
+        Args:
+            devices: types of the devices that will be compiled for (``cpu``).
+        """
+        self._pool.warm_up(self.compiler, self.options, devices)
+
     def prepare(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
         """Make every unit ready; each distinct one is compiled at most once.
 
