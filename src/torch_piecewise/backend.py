@@ -68,7 +68,34 @@ class Workshop:
         symbols: Mapping[str, str] | None = None,
         inspection: Inspection | None = None,
     ) -> Program:
-        """Cut, fingerprint, compile and stitch one traced graph.
+        """Cut, fingerprint, stitch and compile one traced graph; see :meth:`draft`.
+
+        Raises:
+            PieceCompileError: a piece failed to compile.
+        """
+        program = self.draft(
+            graph,
+            shape_env=shape_env,
+            relations=relations,
+            dispatch=dispatch,
+            symbols=symbols,
+            inspection=inspection,
+        )
+        with self.bus.phase("compile"):
+            program.prepare()
+        return program
+
+    def draft(
+        self,
+        graph: GraphModule,
+        *,
+        shape_env: ShapeEnv | None,
+        relations: Sequence[Relation] = (),
+        dispatch: str | None = None,
+        symbols: Mapping[str, str] | None = None,
+        inspection: Inspection | None = None,
+    ) -> Program:
+        """The program of one traced graph before anything of it is compiled.
 
         Args:
             graph: as traced; normalised in place.
@@ -77,9 +104,6 @@ class Workshop:
             dispatch: the symbol that ranges and sizes are about.
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
             inspection: is shown the graph before and after it is cut; None for nobody.
-
-        Raises:
-            PieceCompileError: a piece failed to compile.
         """
         if inspection is not None:
             inspection.traced(graph)
@@ -95,7 +119,7 @@ class Workshop:
             stitched = stitch(plan.module, cuts)
         if inspection is not None:
             inspection.cut(plan, stitched.source)
-        program = Program(
+        return Program(
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
@@ -104,9 +128,6 @@ class Workshop:
             relations=relations,
             cuts=len(cuts),
         )
-        with self.bus.phase("compile"):
-            program.prepare()
-        return program
 
     def _distinct(
         self,
