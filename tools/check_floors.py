@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3d": ("program",),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("worker", "describe", "artifact_store", "model_state", "inspection"),
+    "3a": ("worker", "describe", "artifact_store", "model_state", "inspection", "lost_gradients"),
     "2b": ("splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
     "2a": (
         "normalize",
