@@ -12,7 +12,6 @@ from torch_piecewise.errors import ConfigError
 @pytest.mark.parametrize(
     "field",
     [
-        {"mode": "stock_torch_compile"},
         {"backend": "aot_inductor"},
         {"guards": "full"},
         {"guards": "none"},

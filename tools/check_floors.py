@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3d": ("program",),
     "3c": ("manager", "dispatch", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("worker", "describe", "artifact_store", "model_state"),
+    "3a": ("worker", "describe", "artifact_store", "model_state", "whole_model"),
     "2b": ("splitting", "fingerprint", "cache_key", "compilers", "passes", "cudagraphs", "store"),
     "2a": (
         "normalize",

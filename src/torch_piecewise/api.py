@@ -13,10 +13,10 @@ from torch.nn import Module
 
 from torch_piecewise.compiled import CompiledCall
 from torch_piecewise.config import Config
-from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.torch_private import modules
 from torch_piecewise.unbuilt import refuse_unbuilt
+from torch_piecewise.whole_model import WHOLE_MODES, dims_of_mode
 
 
 def compile(
@@ -82,7 +82,8 @@ def _compile(target: Any, *, settings: Config, tag: str | None) -> Any:
 
 def _compile_module(module: Module, settings: Config, tag: str | None) -> Module:
     modules.set_compiled_call(module, None)
-    traced = modules.traceable_call(module)
+    whole = settings.mode in WHOLE_MODES
+    traced = modules.uncompiled_call(module) if whole else modules.traceable_call(module)
     call = CompiledCall(
         traced,
         module,
@@ -118,8 +119,8 @@ class CompiledFunction:
         self.function = function
         self._own: CompiledCall | None = None
         self._bound: weakref.WeakKeyDictionary[Any, CompiledCall] = weakref.WeakKeyDictionary()
-        if settings.mode != "none" and "self" not in inspect.signature(function).parameters:
-            dynamic_dims(function, settings)  # a mistake in the settings is told here, not at the first call
+        if "self" not in inspect.signature(function).parameters:
+            dims_of_mode(function, settings)  # a mistake in the settings is told here, not at the first call
 
     @property
     def call(self) -> CompiledCall:

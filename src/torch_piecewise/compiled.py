@@ -14,14 +14,14 @@ from torch.nn import Module
 
 from torch_piecewise.call_form import with_owner_named
 from torch_piecewise.config import Config
-from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.entry import MISS, CallShape, Entry
-from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, MissError
+from torch_piecewise.errors import CaptureError, ConfigError, FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model, traceable_call
 from torch_piecewise.unbuilt import refuse_unbuilt
+from torch_piecewise.whole_model import WHOLE_MODES, dims_of_mode, whole_call
 
 if TYPE_CHECKING:
     from torch_piecewise.tracing import Traced, Tracer
@@ -88,7 +88,7 @@ class CompiledCall:
         self._original = original
         self._on_restore = on_restore
         self._signature = inspect.signature(declared or function)
-        self._dims = dynamic_dims(declared or function, config) if config.mode != "none" else {}
+        self._dims = dims_of_mode(declared or function, config)
         self._plain: Any = getattr(self._function, "__func__", self._function)
         self._tag = tag or "backbone"
         self._tracer: Tracer | None = None
@@ -97,7 +97,8 @@ class CompiledCall:
         self._kept = 0
         self._is_module_call = declared is not None
         self._entries: tuple[Entry, ...] = ()
-        self._calls: tuple[Callable[..., Any], ...] = ()
+        whole = whole_call(original, self._signature, self._dims, config)
+        self._calls: tuple[Callable[..., Any], ...] = (whole,) if whole is not None else ()
         self._lock = threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -112,7 +113,7 @@ class CompiledCall:
             refused = not self._takes(args, kwargs)
             if not refused:
                 raise
-        if refused or is_dynamo_compiling() or self.config.mode == "none":
+        if refused or is_dynamo_compiling():
             return self._original(*args, **kwargs)  # the model refuses a call in its own words
         return self._first_call(args, kwargs)
 
@@ -143,8 +144,16 @@ class CompiledCall:
         """Look up, and compile where needed, what serves each size of the dispatch dim.
 
         Raises:
+            ConfigError: the mode compiles nothing here.
             GuardError: the callable has not been traced yet, or a trace does not hold for a size.
         """
+        if self.config.mode in WHOLE_MODES:
+            raise ConfigError(
+                f"mode={self.config.mode!r} has no sizes to make ready",
+                expected="mode='piecewise' or mode='trace_once'",
+                got="warmup(sizes)",
+                hint="call the model once with each size instead",
+            )
         if not self._entries:
             raise GuardError(
                 "Nothing has been traced yet",
@@ -157,8 +166,10 @@ class CompiledCall:
             program.table.find((size, *others) if others else size)
 
     def restore(self) -> None:
-        """Give the model its own, uncompiled call back."""
-        self._on_restore()
+        """Give the model its own, uncompiled call back; a function runs uncompiled from here on."""
+        with self._lock:
+            self._calls = (self._original,)
+            self._on_restore()
 
     # -- tracing
 

@@ -8,7 +8,6 @@ from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 
 _VALUES: dict[str, tuple[Any, ...]] = {
-    "mode": ("stock_torch_compile",),
     "backend": ("aot_inductor",),
     "guards": ("full", "none"),
     "on_miss": ("background",),

@@ -216,6 +216,11 @@ def mark_dynamic(tensor: torch.Tensor, dim: int) -> None:
     torch._dynamo.mark_dynamic(tensor, dim)
 
 
+def mark_maybe_dynamic(tensor: torch.Tensor, dim: int) -> None:
+    """Mark one dim as dynamic for the next trace, which may still fix it (``maybe_mark_dynamic``)."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
 def mark_unbacked(tensor: torch.Tensor, dim: int) -> None:
     """Mark one dim of ``tensor`` as of unknown size for the next trace."""
     torch._dynamo.decorators.mark_unbacked(tensor, dim)
