@@ -13,8 +13,6 @@ from torch_piecewise.errors import ConfigError
     "field",
     [
         {"backend": "aot_inductor"},
-        {"guards": "full"},
-        {"guards": "none"},
         {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
         {"cudagraph_mode": "piecewise"},

@@ -33,7 +33,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "4d": ("compiled",),
     "4c": ("tracing",),
     "4b": ("backend", "capture", "keeping"),
-    "4a": ("entry", "managers", "record"),
+    "4a": ("entry", "managers", "record", "stand_ins"),
     "3d": ("program",),
     "3c": ("manager", "dispatch", "stitching"),
     "3b": ("pool", "progress"),
@@ -52,7 +52,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
-    "1b": ("convention", "call_checks"),
+    "1b": ("convention", "call_checks", "guard_policy"),
     "1a": ("runtime", "artifact", "config", "events", "piece", "relations"),
     "0b": ("ranges",),
     "0a": ("errors", "cudagraph_mode", "frozen_map"),

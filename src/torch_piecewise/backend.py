@@ -92,7 +92,7 @@ class Workshop:
             pieces=pieces,
             manager=self._managers.of(Ambient.now()),
             sizes=self._sizes(dispatch, symbols or {}),
-            relations=relations,
+            relations=() if self.config.guards == "none" else relations,
             cuts=len(cuts),
         )
         with self.bus.phase("compile"):

@@ -17,6 +17,7 @@ from torch_piecewise.config import Config
 from torch_piecewise.entry import MISS, CallShape, Entry
 from torch_piecewise.errors import CaptureError, ConfigError, FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
+from torch_piecewise.guard_policy import refusal
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model, traceable_call
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from torch_piecewise.tracing import Traced, Tracer
 
 logger = logging.getLogger("torch_piecewise")
-
-RECOMPILE_LIMIT = 16
-"""Traces of one callable; more of them means that a call's identity changes with every call."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +222,13 @@ class CompiledCall:
         if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
             return
         callee = Callee(self._plain, self._owner, self._tag)
+        if self.config.guards == "full":
+            logger.info(
+                "%s is traced in each process: guards='full' compares objects of this process, which "
+                "cannot be kept; its compiled pieces are kept all the same",
+                callee.label,
+            )
+            return
         try:
             self._keeper = Keeper(store, callee, self.config, self._managers.compiler, self.bus)
         except FingerprintError as error:
@@ -291,20 +296,14 @@ class CompiledCall:
         return self._from_store(args, kwargs)
 
     def _on_miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for entry in self._entries if self.config.evaluate_guards else ():
+            error = entry.size_error(*args, **kwargs)
+            if error is not None:
+                raise error
         reason = self._entries[0].why_not(*args, **kwargs)
-        if self.config.on_guard_failure == "error":
-            raise GuardError(
-                "This call is not one the model was traced for",
-                got=reason,
-                hint="call it as it was first called, or set on_guard_failure='recompile'",
-            )
-        if len(self._entries) >= RECOMPILE_LIMIT:
-            raise GuardError(
-                f"The model was traced {RECOMPILE_LIMIT} times and the next call differs again",
-                expected="calls that few traces serve",
-                got=reason,
-                hint="declare what changes in dynamic_arg_dims, or pass it as a tensor",
-            )
+        error = refusal(self.config, reason, len(self._entries))
+        if error is not None:
+            raise error
         logger.info("tracing again: %s", reason)
         self.bus.emit(Recompiled(reason=reason))
 

@@ -120,7 +120,19 @@ def _failure_needs_guards(values: Values) -> ConfigError | None:
     )
 
 
-_ONLY_IN_PIECES = {
+def _full_guards_need_a_trace(values: Values) -> ConfigError | None:
+    if values["guards"] != "full" or values["on_miss"] not in ("error", "eager"):
+        return None
+    return _clash(
+        "guards",
+        "on_miss",
+        "on_miss='compile': Dynamo's guards cannot be kept, so each process traces",
+        values,
+        "set on_miss='compile', or guards='inputs', whose checks are kept with the program",
+    )
+
+
+_ONLY_IN_PIECES: Values = {
     "splitting_ops": None,
     "use_inductor_graph_partition": False,
     "evaluate_guards": False,
@@ -156,6 +168,7 @@ RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
     _captures_within_limit,
     _evaluation_needs_guards,
     _failure_needs_guards,
+    _full_guards_need_a_trace,
     _stock_is_plain,
 )
 

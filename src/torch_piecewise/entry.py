@@ -11,17 +11,22 @@ import re
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from torch_piecewise.call_checks import check_functions
 from torch_piecewise.convention import TAIL_ARGUMENT, Convention
 from torch_piecewise.errors import GuardError
+from torch_piecewise.guard_policy import evaluation_error
 from torch_piecewise.model_state import State, StateInput
 from torch_piecewise.piece import TensorSpec
-from torch_piecewise.program import Program
+from torch_piecewise.program import Program, SizeKey
+from torch_piecewise.relations import Relation
 from torch_piecewise.torch_private.modules import dispatch_modes_active
+
+if TYPE_CHECKING:
+    from torch_piecewise.torch_private.full_guards import FullGuards
 
 MISS: Any = object()
 """What an entry returns instead of a result when the call is not one it was traced for."""
@@ -50,13 +55,18 @@ class Entry:
 
     Call it with the model's arguments; returns :data:`MISS` where the call is another one.
 
+    Args:
+        guards: what a call has to meet beside the convention's checks; None: nothing.
+
     Attributes:
         source: the generated function, for people.
         program: what it runs.
     """
 
-    def __init__(self, convention: Convention, shape: CallShape, program: Program) -> None:
-        writer = _EntryWriter(convention, shape, program)
+    def __init__(
+        self, convention: Convention, shape: CallShape, program: Program, guards: FullGuards | None = None
+    ) -> None:
+        writer = _EntryWriter(convention, shape, program, guards)
         self.program = program
         self.convention = convention
         self.state = writer.state
@@ -64,7 +74,8 @@ class Entry:
         scope = writer.scope
         exec(compile(self.source, "<torch-piecewise entry>", "exec"), scope)
         self.call: Callable[..., Any] = scope["entry"]
-        self._explain: Callable[..., str | None] = scope["explain"]
+        self._explain: Callable[..., str | Relation | None] = scope["explain"]
+        self._key: Callable[..., SizeKey] = scope["key"]
 
     def why_not(self, *args: Any, **kwargs: Any) -> str:
         """Why a call is not one this entry was traced for, for people."""
@@ -74,13 +85,26 @@ class Entry:
         if not self.state.hooks_unchanged():
             return "a module has other hooks than in the trace"
         reason = self._explain(*args, **kwargs)
+        if isinstance(reason, Relation):
+            return str(self.program.rejection(reason, self._key(*args, **kwargs)))
         return reason or "the call differs from the traced one"
+
+    def size_error(self, *args: Any, **kwargs: Any) -> GuardError | None:
+        """What ``evaluate_guards`` says of a call that fits in all but what the model asked of its sizes."""
+        relation = self._explain(*args, **kwargs)
+        if not isinstance(relation, Relation) or relation.assumed:
+            return None
+        error = self.program.rejection(relation, self._key(*args, **kwargs))
+        return evaluation_error(error.expected or "", error.got or "")
 
 
 class _EntryWriter:
     """Collects the names that the generated function refers to, then writes it."""
 
-    def __init__(self, convention: Convention, shape: CallShape, program: Program) -> None:
+    def __init__(
+        self, convention: Convention, shape: CallShape, program: Program, guards: FullGuards | None
+    ) -> None:
+        self.guards = guards
         self.convention = convention
         self.shape = shape
         self.program = program
@@ -92,6 +116,7 @@ class _EntryWriter:
             "§lookup": program.table.lookup,
             "§find": program.table.find,
             "§find_under_modes": program.mode_table.find,
+            "§violated": program.violated,
             "§modes_active": dispatch_modes_active,
             "§tail": convention.tail_function(shape.function),
             "§texts": tuple(check.text for check in convention.checks),
@@ -103,6 +128,8 @@ class _EntryWriter:
             *self._state(), list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
         )
         self.values["§state_of"] = self.state
+        if guards is not None:
+            self.values |= {"§guards_hold": guards.hold, "§guard_reason": guards.reason}
 
     def _state(self) -> tuple[list[StateInput], list[tuple[str, dict[str, Any], str]]]:
         inputs: list[StateInput] = []
@@ -152,16 +179,16 @@ class _EntryWriter:
     # mistaken for one of the model's own arguments.
 
     def source(self) -> str:
-        """Both functions: ``entry`` (the call) and ``explain`` (why a call is another one)."""
+        """``entry`` (the call), ``explain`` (why a call is another one) and ``key`` (its sizes)."""
         parameters = self._parameters()
-        lines = [
-            f"def entry({parameters}):",
-            *(f"    {line}" for line in self._entry_lines()),
-            "",
-            f"def explain({parameters}):",
-            *(f"    {line}" for line in self._explain_lines()),
-            "",
-        ]
+        bodies = {
+            "entry": self._entry_lines(),
+            "explain": self._explain_lines(),
+            "key": [*self._cell_lines(), f"return {self._key()}"],
+        }
+        lines: list[str] = []
+        for name, body in bodies.items():
+            lines += [f"def {name}({parameters}):", *(f"    {line}" for line in body), ""]
         return "\n".join(lines).replace("§", "_tp_")
 
     @property
@@ -196,21 +223,16 @@ class _EntryWriter:
         return ", ".join(parts)
 
     def _entry_lines(self) -> list[str]:
-        checks = [check.expression for check in self.convention.checks]
-        if self.state.inputs:
-            checks.append("§state_of.children_unchanged()")
-        if isinstance(self.shape.owner, torch.nn.Module):
-            checks.append("§state_of.hooks_unchanged()")
+        checks = self._conditions()
         lines = self._cell_lines()
         if checks:
             lines += ["if not (", *(f"    {'and ' if i else ''}{c}" for i, c in enumerate(checks)), "):"]
             lines.append("    return §MISS")
         if self.state.inputs:
-            lines += [
-                f"§state = {self._state_tuple()}",
-                "if not §state_of.is_known(§state) and §state_of.difference(§state) is not None:",
-                "    return §MISS",
-            ]
+            lines.append(f"§state = {self._state_tuple()}")
+        if self.state.inputs and not self.convention.unchecked:
+            lines.append("if not §state_of.is_known(§state) and §state_of.difference(§state) is not None:")
+            lines.append("    return §MISS")
         outputs = f"§run({', '.join(self.loads)})"
         return [
             *lines,
@@ -223,6 +245,25 @@ class _EntryWriter:
             "        return §MISS",
             f"return §tail({self._tail_arguments(outputs)})",
         ]
+
+    def _conditions(self) -> list[str]:
+        """What has to be true of a call, the cheapest first."""
+        checks = [check.expression for check in self.convention.checks]
+        if self.state.inputs and not self.convention.unchecked:
+            checks.append("§state_of.children_unchanged()")
+        if isinstance(self.shape.owner, torch.nn.Module) and not self.convention.unchecked:
+            checks.append("§state_of.hooks_unchanged()")
+        if self.guards is not None:
+            checks.append(f"§guards_hold({self._frame()})")
+        return checks
+
+    def _frame(self) -> str:
+        """The locals of the traced frame, closed-over variables included, as a dict."""
+        names = [*self.shape.signature.parameters, *self._cells()]
+        pairs = [f"{name!r}: {name}" for name in names]
+        if self.convention.owner_name is not None:
+            pairs.insert(0, f"{self.convention.owner_name!r}: §owner")
+        return f"{{{', '.join(pairs)}}}"
 
     def _state_tuple(self) -> str:
         holders: dict[int, str] = {}
@@ -237,12 +278,17 @@ class _EntryWriter:
         return f"({', '.join(loads)},)"
 
     def _cell_lines(self) -> list[str]:
-        function = self.shape.function
-        cells = list(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         mentioned = self._mentioned()
-        used = [(name, cell) for name, cell in cells if name in mentioned]
-        self.values |= {f"§cell_{name}": cell for name, cell in used}
-        return [f"{name} = §cell_{name}.cell_contents" for name, _cell in used]
+        used = {
+            name: cell for name, cell in self._cells().items() if self.guards is not None or name in mentioned
+        }
+        self.values |= {f"§cell_{name}": cell for name, cell in used.items()}
+        return [f"{name} = §cell_{name}.cell_contents" for name in used]
+
+    def _cells(self) -> dict[str, types.CellType]:
+        """The closed-over variables of the traced function."""
+        function = self.shape.function
+        return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
     def _mentioned(self) -> set[str]:
         """Every word in the sources and checks, the names of variables among them."""
@@ -262,13 +308,10 @@ class _EntryWriter:
                 "if §wrong is not None:",
                 "    return §wrong",
             ]
+        lines += [f"§wrong = §violated({self._key()})", "if §wrong is not None:", "    return §wrong"]
         return [
             *lines,
-            "try:",
-            f"    §find({self._key()})",
-            "except §GuardError as §error:",
-            "    return str(§error)",
-            "return None",
+            f"return §guard_reason({self._frame()})" if self.guards is not None else "return None",
         ]
 
     def _key(self) -> str:

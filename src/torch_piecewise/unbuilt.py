@@ -9,7 +9,6 @@ from torch_piecewise.errors import ConfigError
 
 _VALUES: dict[str, tuple[Any, ...]] = {
     "backend": ("aot_inductor",),
-    "guards": ("full", "none"),
     "on_miss": ("background",),
 }
 """Field -> values of it that nothing serves yet."""
@@ -17,7 +16,6 @@ _VALUES: dict[str, tuple[Any, ...]] = {
 _FIELDS = (
     "use_inductor_graph_partition",
     "assume_32_bit_indexing",
-    "evaluate_guards",
     "cudagraph_mode",
     "inductor_passes",
     "pass_config",
