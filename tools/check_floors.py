@@ -54,7 +54,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "1c": ("torch_private",),
     "1b": ("convention", "call_checks", "guard_policy"),
     "1a": ("runtime", "artifact", "config", "events", "piece", "relations"),
-    "0b": ("ranges",),
+    "0b": ("ranges", "tags", "completion", "ignoring"),
     "0a": ("errors", "cudagraph_mode", "frozen_map"),
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch.fx import GraphModule
 
 from torch_piecewise.compilers.base import Ambient
+from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
@@ -28,6 +29,7 @@ from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.stitching import stitch
+from torch_piecewise.tags import current_tag
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (
     ensure_example_values,
@@ -172,8 +174,9 @@ class PiecewiseCompileBackend:
                 got="mode='stock_torch_compile'",
                 hint="call torch.compile without this backend, or tp.compile with this mode",
             )
-        self.bus = Bus(*observers)
+        self.bus = Bus(*observers, tag=current_tag())
         self.program: Program | None = None
+        self._watches = watches()
         self._lock = threading.Lock()
 
     def __call__(self, graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
@@ -191,7 +194,7 @@ class PiecewiseCompileBackend:
         """
         if self.config.mode == "none":
             return graph.forward
-        with self._lock:
+        with Announcement(self._watches) as news, self._lock:
             if self.program is not None:
                 raise CompileError(
                     "This backend object has compiled a graph already",
@@ -207,6 +210,7 @@ class PiecewiseCompileBackend:
             self.program = Workshop(
                 self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
             ).build(graph, shape_env=shape_env, dispatch=dispatch, symbols=keep)
+            news.due = True
         return _flat_entry(self.program)
 
     def _dispatch(self, sources: Sequence[str], fakes: Sequence[Any]) -> str | None:

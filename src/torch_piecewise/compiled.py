@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Module
 
 from torch_piecewise.call_form import with_owner_named
+from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.entry import MISS, CallShape, Entry
 from torch_piecewise.errors import CaptureError, ConfigError, FingerprintError, GuardError, MissError
@@ -20,7 +22,8 @@ from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.guard_policy import refusal
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
-from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model, traceable_call
+from torch_piecewise.tags import ModelTag, current_tag
+from torch_piecewise.torch_private.modules import raised_by_model, traceable_call
 from torch_piecewise.unbuilt import refuse_unbuilt
 from torch_piecewise.whole_model import WHOLE_MODES, dims_of_mode, whole_call
 
@@ -40,8 +43,10 @@ class Stats:
         cuts: its pieces that run eagerly because they hold splitting ops.
         distinct_pieces: different pieces among ``pieces``.
         artifacts_compiled: distinct pieces x ranges that a compiler made, over all traces.
-        compile_seconds: wall time of the compile phase, over all traces.
-        phase_seconds: seconds per phase of the staircase, over all traces.
+        compile_seconds: wall time of the compile phase, over all traces; 0 for an encoder.
+        phase_seconds: seconds per phase of the staircase, over all traces; an encoder's phases are named
+            ``encoder_trace``, ``encoder_compile`` and so on.
+        encoder_compile_seconds: as ``compile_seconds``, for an encoder; 0 for any other part.
     """
 
     traces: int
@@ -51,6 +56,7 @@ class Stats:
     artifacts_compiled: int
     compile_seconds: float
     phase_seconds: dict[str, float]
+    encoder_compile_seconds: float = 0.0
 
 
 class CompiledCall:
@@ -65,6 +71,7 @@ class CompiledCall:
         original: what to run for calls that are not compiled (``mode="none"``, inside another trace).
         on_restore: called by :meth:`restore`.
         declared: has the parameters that people name; None: ``function`` has.
+        tag: names this part of a model; None for the tag in force.
     """
 
     def __init__(
@@ -79,8 +86,9 @@ class CompiledCall:
     ) -> None:
         refuse_unbuilt(config)
         self.config = config
+        self.tag: ModelTag = current_tag(tag)
         self.counters = Counters()
-        self.bus = Bus(self.counters)
+        self.bus = Bus(self.counters, tag=self.tag)
         self._function = with_owner_named(function)
         self._owner = owner
         self._original = original
@@ -88,7 +96,8 @@ class CompiledCall:
         self._signature = inspect.signature(declared or function)
         self._dims = dims_of_mode(declared or function, config)
         self._plain: Any = getattr(self._function, "__func__", self._function)
-        self._tag = tag or "backbone"
+        self._watches = watches()
+        self._ready_programs = 0
         self._tracer: Tracer | None = None
         self._keeper: Keeper | None = None
         self._managers: Managers | None = None
@@ -101,6 +110,8 @@ class CompiledCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the call, compiled; traces and compiles first where no trace fits it."""
+        if is_dynamo_compiling():  # a part of something that is compiled as a whole
+            return self._original(*args, **kwargs)
         refused = False
         try:
             for call in self._calls:
@@ -111,7 +122,7 @@ class CompiledCall:
             refused = not self._takes(args, kwargs)
             if not refused:
                 raise
-        if refused or is_dynamo_compiling():
+        if refused:
             return self._original(*args, **kwargs)  # the model refuses a call in its own words
         return self._first_call(args, kwargs)
 
@@ -136,6 +147,7 @@ class CompiledCall:
             artifacts_compiled=counts.get("artifacts_compiled", 0),
             compile_seconds=seconds.get("compile", 0.0),
             phase_seconds=seconds,
+            encoder_compile_seconds=seconds.get("encoder_compile", 0.0),
         )
 
     def warmup(self, sizes: Iterable[int]) -> None:
@@ -180,21 +192,29 @@ class CompiledCall:
         return True
 
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with self._lock:
-            for entry in self._entries:  # another thread may have traced it meanwhile
-                result = entry.call(*args, **kwargs)
-                if result is not MISS:
-                    return result
-            if self._managers is None:
-                self._choose_function()
-                self._open()
-                result = self._from_store(args, kwargs)
-                if result is not MISS:
-                    return result
-            if self._entries:
-                self._on_miss(args, kwargs)
+        with Announcement(self._watches) as news, self._lock:
+            before = self._ready_programs
+            try:
+                return self._served_first(args, kwargs, everything=news.is_awaited)
+            finally:
+                news.due = self._ready_programs > before
+
+    def _served_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
+        """Serve a call that no trace known so far fits; ``everything``: make all ranges of it ready."""
+        for entry in self._entries:  # another thread may have traced it meanwhile
+            result = entry.call(*args, **kwargs)
+            if result is not MISS:
+                return result
+        if self._managers is None:
             self._choose_function()
-            result = self._make_entry(args, kwargs)
+            self._open()
+            result = self._from_store(args, kwargs, everything=everything)
+            if result is not MISS:
+                return result
+        if self._entries:
+            self._on_miss(args, kwargs)
+        self._choose_function()
+        result = self._make_entry(args, kwargs, everything=everything)
         if result is MISS:
             raise GuardError(
                 "A fresh trace does not accept the very call it was made from",
@@ -221,7 +241,7 @@ class CompiledCall:
         self._managers = Managers(self.config, self.bus, store)
         if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
             return
-        callee = Callee(self._plain, self._owner, self._tag)
+        callee = Callee(self._plain, self._owner, self.tag.name, self.tag.is_encoder)
         if self.config.guards == "full":
             logger.info(
                 "%s is traced in each process: guards='full' compares objects of this process, which "
@@ -234,7 +254,7 @@ class CompiledCall:
         except FingerprintError as error:
             logger.warning("nothing of %s is kept: %s", callee.label, error)
 
-    def _from_store(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _from_store(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """Take every kept program; the result of the call if one of them serves it, else MISS."""
         if self._keeper is None or self._managers is None:
             return MISS
@@ -247,13 +267,18 @@ class CompiledCall:
                 self._add(entry)
                 if answer is MISS:
                     answer = entry.call(*args, **kwargs)
+                    serving = entry
+            if answer is not MISS:
+                if everything:
+                    serving.program.prepare()
+                self._ready_programs += 1
         return answer
 
     def _add(self, entry: Entry) -> None:
         self._entries = (entry, *self._entries)
         self._calls = tuple(one.call for one in self._entries)
 
-    def _make_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _make_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """Trace and compile, in turn with everybody on the same store, and run the call."""
         if self.config.on_miss == "error":
             raise MissError(
@@ -266,16 +291,18 @@ class CompiledCall:
             return self._original(*args, **kwargs)
         if self._keeper is None:
             self._add(self._traced(args, kwargs).entry)
+            self._ready_programs += 1
             return self._entries[0].call(*args, **kwargs)
         with self._keeper.turn():
             before = self._kept
-            result = self._newly_kept(args, kwargs)
+            result = self._newly_kept(args, kwargs, everything=everything)
             if result is not MISS:
                 return result
             traced = self._traced(args, kwargs)
             self._keeper.keep(traced.entry, traced.sources, traced.companions, before)
             self._kept += 1
             self._add(traced.entry)
+            self._ready_programs += 1
         return self._entries[0].call(*args, **kwargs)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
@@ -289,11 +316,11 @@ class CompiledCall:
             self._original(*args, **kwargs)
         raise failure
 
-    def _newly_kept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _newly_kept(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """What another process kept while this one waited for its turn."""
         if self._entries:
             return MISS
-        return self._from_store(args, kwargs)
+        return self._from_store(args, kwargs, everything=everything)
 
     def _on_miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for entry in self._entries if self.config.evaluate_guards else ():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch_piecewise.errors import PiecewiseError
 from torch_piecewise.ranges import Range
+from torch_piecewise.tags import BACKBONE, ModelTag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,13 @@ class PhaseEnded(Event):
     Attributes:
         seconds: how long it took.
         failed: whether it ended by an exception.
+        tag: the part of a model that it was about.
     """
 
     phase: str
     seconds: float
     failed: bool = False
+    tag: ModelTag = BACKBONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +132,15 @@ Observer = Callable[[Event], None]
 
 
 class Bus:
-    """Hands each event to every observer, in the order in which they were added."""
+    """Hands each event to every observer, in the order in which they were added.
 
-    def __init__(self, *observers: Observer) -> None:
+    Args:
+        tag: the part of a model whose events these are.
+    """
+
+    def __init__(self, *observers: Observer, tag: ModelTag = BACKBONE) -> None:
         self._observers = tuple(observers)
+        self.tag = tag
 
     def emit(self, event: Event) -> None:
         """Call every observer with ``event`` on this thread."""
@@ -151,9 +159,10 @@ class Bus:
         try:
             yield
         except BaseException:
-            self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start, failed=True))
+            seconds = time.monotonic() - start
+            self.emit(PhaseEnded(phase=name, seconds=seconds, failed=True, tag=self.tag))
             raise
-        self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start))
+        self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start, tag=self.tag))
 
 
 class CountMismatch(PiecewiseError, AssertionError):
@@ -173,7 +182,8 @@ class Counters:
             for name, amount in _counted(event):
                 self._counts[name] = self._counts.get(name, 0) + amount
             if isinstance(event, PhaseEnded):
-                self._seconds[event.phase] = self._seconds.get(event.phase, 0.0) + event.seconds
+                phase = f"encoder_{event.phase}" if event.tag.is_encoder else event.phase
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + event.seconds
 
     def __getitem__(self, name: str) -> int:
         with self._lock:
@@ -185,7 +195,7 @@ class Counters:
             return dict(self._counts)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds spent per phase, summed."""
+        """Seconds spent per phase, summed; an encoder's apart, under ``encoder_compile`` and the like."""
         with self._lock:
             return dict(self._seconds)
 

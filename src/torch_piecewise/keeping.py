@@ -46,6 +46,7 @@ from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.events import Bus, StoreLookup
 from torch_piecewise.graph_bytes import from_bytes, to_bytes
+from torch_piecewise.ignoring import is_ignored
 from torch_piecewise.managers import Managers
 from torch_piecewise.program import Pieces, Program
 from torch_piecewise.record import ProgramRecord
@@ -265,7 +266,15 @@ def _ingredients(
     yield function_ingredients("function", {callee.function.__qualname__: callee.function})
     yield function_ingredients("splitting_ops", _bodies(config))
     if isinstance(callee.owner, torch.nn.Module):
+        yield Ingredient("ignored", _ignored_classes(callee.owner))
         yield from module_tree_ingredients(callee.owner)
+
+
+def _ignored_classes(model: torch.nn.Module) -> tuple[Ingredient, ...]:
+    """The module classes that stay uncompiled inside the model: they are where it is cut."""
+    classes = {type(module) for module in model.modules()}
+    names = sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in classes if is_ignored(cls))
+    return tuple(Ingredient(name, True) for name in names)
 
 
 def _bodies(config: Config) -> dict[str, Callable[..., Any]]:
