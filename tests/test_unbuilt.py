@@ -12,12 +12,9 @@ from torch_piecewise.errors import ConfigError
 @pytest.mark.parametrize(
     "field",
     [
-        {"backend": "aot_inductor"},
         {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
         {"cudagraph_mode": "piecewise"},
-        {"inductor_passes": {"clean": "torch_piecewise.passes.cleanup.CleanUp"}},
-        {"debug_dump_path": "dumps"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

@@ -380,8 +380,9 @@ class ConfigFields:
         default=None,
         metadata=_is(
             OrNone(Location()),
-            "Folder for graphs before and after each pass and for the generated code. None: nothing written.",
-            "backend",
+            "Folder that gets a folder for each program: the graph before and after it is cut, each piece, "
+            "the generated code, the settings, what its key is made of. None: nothing written.",
+            "inspection",
             keyed=False,
         ),
     )
@@ -392,5 +393,25 @@ class ConfigFields:
             "What happens when one piece fails to compile: an error that names it, or that piece runs "
             "eagerly.",
             "manager",
+        ),
+    )
+    on_slow_piece: str = field(
+        default="keep",
+        metadata=_is(
+            Choice(("keep", "eager")),
+            "What happens with a piece that program.profile(inputs) finds slower than eager: it is kept, or "
+            "runs eagerly for that range until the process ends.",
+            "observing",
+            keyed=False,
+        ),
+    )
+    count_calls: bool = field(
+        default=False,
+        metadata=_is(
+            Bool(),
+            "Count calls by size, so that the report shows how much each range is used and what padding "
+            "wastes; costs well under a microsecond a call.",
+            "observing",
+            keyed=False,
         ),
     )

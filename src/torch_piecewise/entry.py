@@ -5,6 +5,7 @@ Its source is kept for people (``Entry.source``).
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch_piecewise.errors import GuardError
 from torch_piecewise.guard_policy import evaluation_error
 from torch_piecewise.program import Program, SizeKey
 from torch_piecewise.relations import Relation
+from torch_piecewise.stitching import Runner
 
 if TYPE_CHECKING:
     from torch_piecewise.torch_private.full_guards import FullGuards
@@ -47,6 +49,27 @@ class Entry:
         self.call: Callable[..., Any] = scope["entry"]
         self._explain: Callable[..., str | Relation | None] = scope["explain"]
         self._key: Callable[..., SizeKey] = scope["key"]
+
+    def call_with(self, find: Callable[[SizeKey], Runner], *args: Any, **kwargs: Any) -> Any:
+        """The same call, run by what ``find`` gives for its size."""
+        names = {"_tp_lookup": lambda _key: None, "_tp_find": find, "_tp_find_under_modes": find}
+        own = self.call
+        assert isinstance(own, types.FunctionType)
+        scope = {**own.__globals__, **names}
+        call = types.FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
+        call.__kwdefaults__ = own.__kwdefaults__
+        return call(*args, **kwargs)
+
+    def tell_sizes(self, seen: Callable[[SizeKey], None]) -> None:
+        """From now on call ``seen`` with the size of each call. What nobody asked for costs nothing."""
+        scope = self.call.__globals__
+        lookup = self.program.table.lookup
+
+        def told(key: SizeKey) -> Runner | None:
+            seen(key)
+            return lookup(key)
+
+        scope["_tp_lookup"] = told
 
     def why_not(self, *args: Any, **kwargs: Any) -> str:
         """Why a call is not one this entry was traced for, for people."""

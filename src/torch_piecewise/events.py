@@ -74,13 +74,27 @@ class GraphSplit(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PieceCompileStarted(Event):
+    """A distinct piece and a range are handed to a compiler, in this process or in a worker."""
+
+    piece: str
+    range: Range
+    compiler: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PieceCompiled(Event):
-    """A compiler made an artifact for one distinct piece and one range."""
+    """A compiler made an artifact for one distinct piece and one range.
+
+    Attributes:
+        fingerprint: identity of the piece, which several pieces share.
+    """
 
     piece: str
     range: Range
     compiler: str
     seconds: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +103,7 @@ class PieceLoaded(Event):
 
     Attributes:
         source: ``"compiled"`` (just made) or ``"store"``.
+        fingerprint: identity of the piece, which several pieces share.
     """
 
     piece: str
@@ -96,6 +111,7 @@ class PieceLoaded(Event):
     compiler: str
     source: str
     seconds: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +121,22 @@ class PieceFailed(Event):
     piece: str
     range: Range
     reason: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceKeptEager(Event):
+    """A piece was measured, and runs eagerly from now on because that is faster.
+
+    Attributes:
+        compiled, eager: medians of one call, in seconds.
+    """
+
+    piece: str
+    range: Range
+    compiled: float
+    eager: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +158,30 @@ class Recompiled(Event):
     """A guard failed and the model was traced again."""
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassRecord(Event):
+    """One graph pass met one graph.
+
+    Attributes:
+        name: the pass's name.
+        piece: whose graph it was; empty where a manager runs outside any compile of ours.
+        range: the sizes the graph serves.
+        ran: False where the pass does not apply to the range; then the rest is 0.
+        matches: places rewritten; None if the pass does not count.
+        seconds: time in the pass alone, dumps and checks not counted.
+        nodes_before, nodes_after: size of the graph.
+    """
+
+    name: str
+    range: Range
+    piece: str = ""
+    ran: bool = True
+    matches: int | None = None
+    seconds: float = 0.0
+    nodes_before: int = 0
+    nodes_after: int = 0
 
 
 Observer = Callable[[Event], None]
@@ -224,15 +280,21 @@ def _counted(event: Event) -> list[tuple[str, int]]:
             return [("graphs_captured", 1)]
         case GraphSplit(pieces=pieces, cuts=cuts, distinct=distinct):
             return [("pieces", pieces), ("cuts", cuts), ("distinct_pieces", distinct)]
+        case PieceCompileStarted():
+            return [("compiles_started", 1)]
         case PieceCompiled():
             return [("artifacts_compiled", 1)]
         case PieceLoaded(source=source):
             return [("artifacts_loaded", 1), (f"artifacts_loaded_from_{source}", 1)]
         case PieceFailed():
             return [("pieces_failed", 1)]
+        case PieceKeptEager():
+            return [("pieces_kept_eager", 1)]
         case StoreLookup(hit=hit):
             return [("store_hits" if hit else "store_misses", 1)]
         case Recompiled():
             return [("recompiles", 1)]
+        case PassRecord(ran=True, matches=matches):
+            return [("passes_run", 1), ("pass_matches", matches or 0)]
         case _:
             return []

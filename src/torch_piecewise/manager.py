@@ -12,10 +12,18 @@ from typing import Any
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.artifact_store import ArtifactStore
 from torch_piecewise.compilers.base import CompileOptions, Compiler
-from torch_piecewise.errors import CompilerError, PieceCompileError, PiecewiseError
-from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded, StoreLookup
+from torch_piecewise.compilers.pass_records import pass_records
+from torch_piecewise.errors import CompilerError, PassError, PieceCompileError, PiecewiseError
+from torch_piecewise.events import (
+    Bus,
+    PieceCompiled,
+    PieceCompileStarted,
+    PieceFailed,
+    PieceLoaded,
+    StoreLookup,
+)
 from torch_piecewise.piece import Piece
-from torch_piecewise.pool import CompilePool, CompileTask
+from torch_piecewise.pool import CompilePool, CompileTask, Outcome
 from torch_piecewise.ranges import Range
 from torch_piecewise.store import Hit, Miss
 
@@ -89,6 +97,14 @@ class CompilerManager:
         self._ready: dict[tuple[str, Range], Ready] = {}
         self._lock = threading.RLock()
 
+    def warm_up(self, devices: frozenset[str]) -> None:
+        """Begin what the first compilation needs, because there will be one soon.
+
+        Args:
+            devices: types of the devices that will be compiled for (``cpu``).
+        """
+        self._pool.warm_up(self.compiler, self.options, devices)
+
     def prepare(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
         """Make every unit ready; each distinct one is compiled at most once.
 
@@ -103,6 +119,11 @@ class CompilerManager:
             if absent:
                 self._make(absent)
             return {key: self._ready[key] for key in wanted}
+
+    def made(self) -> Mapping[tuple[str, Range], Ready]:
+        """What is ready by now, by fingerprint and range."""
+        with self._lock:
+            return dict(self._ready)
 
     def _take_kept(self, unit: Unit) -> bool:
         """Load ``unit`` from the store; whether it was there and could be loaded."""
@@ -125,13 +146,17 @@ class CompilerManager:
         with turns:
             # Another process may have made some while this one waited for its turn.
             absent = units if self._kept is None else [unit for unit in units if not self._take_kept(unit)]
+            for unit in absent:
+                self.bus.emit(
+                    PieceCompileStarted(piece=unit.name, range=unit.range, compiler=self.compiler.name)
+                )
             tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
             made = list(zip(absent, self._pool.run(tasks), strict=True))
             for unit, outcome in made:
                 self._ready[unit.key] = self._finish(unit, outcome)
 
-    def _finish(self, unit: Unit, outcome: Any) -> Ready:
-        result, seconds = outcome
+    def _finish(self, unit: Unit, outcome: Outcome) -> Ready:
+        result, seconds, ended = outcome
         if isinstance(result, BaseException):
             return self._failed(unit, result)
         if not isinstance(result, Artifact):
@@ -141,8 +166,17 @@ class CompilerManager:
                 got=repr(result),
                 hint="Compiler.compile(piece, range, options) has to return an Artifact",
             )
+        for record in pass_records(result.meta, unit.name, unit.range):
+            self.bus.emit(record)
         self.bus.emit(
-            PieceCompiled(piece=unit.name, range=unit.range, compiler=self.compiler.name, seconds=seconds)
+            PieceCompiled(
+                piece=unit.name,
+                range=unit.range,
+                compiler=self.compiler.name,
+                seconds=seconds,
+                fingerprint=unit.fingerprint,
+                at=ended,
+            )
         )
         ready = self._load(unit, result, "compiled")
         if self._kept is not None:
@@ -165,6 +199,7 @@ class CompilerManager:
                 compiler=self.compiler.name,
                 source=source,
                 seconds=time.monotonic() - start,
+                fingerprint=unit.fingerprint,
             )
         )
         return Ready(run, artifact)
@@ -172,11 +207,26 @@ class CompilerManager:
     def _failed(self, unit: Unit, error: BaseException) -> Ready:
         if not isinstance(error, Exception):
             raise error
-        self.bus.emit(PieceFailed(piece=unit.name, range=unit.range, reason=_first_line(error)))
+        self.bus.emit(
+            PieceFailed(
+                piece=unit.name,
+                range=unit.range,
+                reason=_first_line(error),
+                fingerprint=unit.fingerprint,
+            )
+        )
         if self._eager_on_error:
             return Ready(unit.piece.graph.forward, None)
         if isinstance(error, CompilerError):
             raise error
+        if (broken := _pass_error(error)) is not None:
+            raise PieceCompileError(
+                f"{unit.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}: "
+                f"{broken.what}",
+                expected=broken.expected,
+                got=broken.got,
+                hint=broken.hint,
+            ) from error
         # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
         from torch_piecewise.torch_private.nodes import source_line
 
@@ -188,6 +238,13 @@ class CompilerManager:
             hint=f"the failing op is {operation}, from {line}; "
             "on_piece_error='eager' runs this piece uncompiled",
         ) from error
+
+
+def _pass_error(error: BaseException | None) -> PassError | None:
+    """The graph pass's error that ``error`` was raised for, if it was."""
+    while error is not None and not isinstance(error, PassError):
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return error
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 
 _VALUES: dict[str, tuple[Any, ...]] = {
-    "backend": ("aot_inductor",),
     "on_miss": ("background",),
 }
 """Field -> values of it that nothing serves yet."""
@@ -17,9 +16,6 @@ _FIELDS = (
     "use_inductor_graph_partition",
     "assume_32_bit_indexing",
     "cudagraph_mode",
-    "inductor_passes",
-    "pass_config",
-    "debug_dump_path",
     "signing_key_file",
 )
 """Fields that only their default leaves without effect."""
