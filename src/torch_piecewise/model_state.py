@@ -52,9 +52,8 @@ class State:
         self._holders = list(holders.values())
         self._traced_holders = [dict(holder) for holder in self._holders]
         # Equal dicts hold the same modules, unless a module says that it equals another.
-        plain = all(
-            type(child).__eq__ is object.__eq__ for holder in self._holders for child in holder.values()
-        )
+        kinds = {type(child) for holder in self._holders for child in holder.values()}
+        plain = all(vars(base).get("__eq__") is None for kind in kinds for base in kind.__mro__[:-1])
         self._child_ids = None if plain else self._ids_of_children()
         hooks = [one for module in modules for one in hook_tables(module)]
         self._no_hooks = tuple(table for table in hooks if not table)
