@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from torch_piecewise.backend import Workshop
 from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
+from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.describe import changed_inputs
 from torch_piecewise.dynamic_dims import Dims
@@ -65,10 +69,12 @@ class Tracer:
         self._dims = dims
         self._config = config
         self._bus = bus
+        self._managers = managers
         self._workshop = Workshop(config, bus, managers)
 
     def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         """Trace and compile for calls like this one."""
+        self._managers.of(Ambient.now()).warm_up(devices_of(self._owner, (*args, *kwargs.values())))
         call = call_form(self._function, self._named, args, kwargs)
         with self._bus.phase("trace"):
             captured = capture(self._function, call, self._dims, self._config)
@@ -95,7 +101,10 @@ class Tracer:
             frame[owner_name] = self._owner
         specs = [describe_input(fake) for fake in raw.fakes]
         shape = CallShape(bound.signature, self._owner, raw.traced)
-        entry = Entry(convention_of(raw, owner_name, frame, specs, changed), shape, program)
+        convention = convention_of(raw, owner_name, frame, specs, changed)
+        if self._config.guards == "none":
+            convention = dataclasses.replace(convention, checks=(), unchecked=True)
+        entry = Entry(convention, shape, program, raw.full_guards)
         inspection.add("transformed_code.py", entry.source)
         return Traced(
             entry=entry,
@@ -113,3 +122,11 @@ def closure_values(function: types.FunctionType) -> dict[str, Any]:
     """The closed-over variables of ``function``, by name, as they are now."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return {name: cell.cell_contents for name, cell in cells}
+
+
+def devices_of(owner: Any, arguments: Iterable[Any]) -> frozenset[str]:
+    """Types of the devices that the owner's parameters and the arguments' tensors are on."""
+    tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+    if isinstance(owner, torch.nn.Module):
+        tensors.extend(owner.parameters())
+    return frozenset(tensor.device.type for tensor in tensors)
