@@ -18,7 +18,6 @@ from torch_piecewise.errors import ConfigError
         {"guards": "none"},
         {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
-        {"cudagraph_mode": "piecewise"},
         {"inductor_passes": {"clean": "torch_piecewise.passes.cleanup.CleanUp"}},
         {"debug_dump_path": "dumps"},
     ],

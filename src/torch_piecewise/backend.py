@@ -9,6 +9,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.relations import Relation
+from torch_piecewise.replay_facts import ReplayFacts
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_ops import body_lookup
+from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.stitching import stitch
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (
@@ -35,6 +38,7 @@ from torch_piecewise.torch_private.nodes import (
     placeholder_facts,
 )
 from torch_piecewise.torch_private.shapes import ShapeEnv, dim_text
+from torch_piecewise.trace_facts import TracedCall, replay_facts
 from torch_piecewise.unbuilt import refuse_unbuilt
 
 logger = logging.getLogger("torch_piecewise")
@@ -63,6 +67,7 @@ class Workshop:
         relations: Sequence[Relation] = (),
         dispatch: str | None = None,
         symbols: Mapping[str, str] | None = None,
+        arguments: AbstractSet[str] | None = None,
     ) -> Program:
         """Cut, fingerprint, compile and stitch one traced graph.
 
@@ -72,6 +77,7 @@ class Workshop:
             relations: conditions on sizes that a call has to meet.
             dispatch: the symbol that ranges and sizes are about.
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
+            arguments: names of the call's arguments; None for every input that is no parameter or buffer.
 
         Raises:
             PieceCompileError: a piece failed to compile.
@@ -86,18 +92,29 @@ class Workshop:
         with self.bus.phase("stitch"):
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
             stitched = stitch(plan.module, cuts)
+        sizes = self._sizes(dispatch, symbols or {})
         program = Program(
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
             manager=self._managers.of(Ambient.now()),
-            sizes=self._sizes(dispatch, symbols or {}),
+            sizes=sizes,
             relations=relations,
             cuts=len(cuts),
+            facts=self._facts(
+                TracedCall(graph, plan, dispatch, {s: sizes.names[s] for s in sizes.symbols}, arguments)
+            ),
         )
         with self.bus.phase("compile"):
             program.prepare()
         return program
+
+    def _facts(self, call: TracedCall) -> ReplayFacts | None:
+        """What replaying calls has to know; None where nothing is captured."""
+        if not self.config.cudagraph_mode:
+            return None
+        with self.bus.phase("facts"):
+            return replay_facts(call, Ambient.now().autocast, self.config.cudagraph_pad_values)
 
     def _distinct(
         self,
@@ -198,6 +215,8 @@ class PiecewiseCompileBackend:
             self.program = Workshop(
                 self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
             ).build(graph, shape_env=shape_env, dispatch=dispatch, symbols=keep)
+            if self.config.cudagraph_mode:
+                StaticCalls(self.config, self.bus).serve(self.program, watched=False)
         return _flat_entry(self.program)
 
     def _dispatch(self, sources: Sequence[str], fakes: Sequence[Any]) -> str | None:

@@ -41,6 +41,17 @@ class Relation:
         return compile(ast.fix_missing_locations(tree), f"<relation {self.text}>", "eval")
 
 
+def size_of(text: int | str, sizes: Mapping[str, int]) -> int:
+    """The size that an expression spells, as sympy prints it.
+
+    Raises:
+        NameError: it mentions a symbol that ``sizes`` lacks.
+    """
+    if isinstance(text, int):
+        return text
+    return int(eval(text, {"__builtins__": {}, **_FUNCTIONS}, dict(sizes)))
+
+
 class _Truth(ast.NodeTransformer):
     """Reads ``~x``, ``x & y`` and ``x | y`` as sympy means them: not, and, or of conditions."""
 

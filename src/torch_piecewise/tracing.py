@@ -78,6 +78,7 @@ class Tracer:
             relations=captured.relations,
             dispatch=captured.dispatch,
             symbols=captured.symbols,
+            arguments=call.bound.arguments.keys(),
         )
         bound = call.bound
         bound.apply_defaults()

@@ -19,7 +19,6 @@ _FIELDS = (
     "use_inductor_graph_partition",
     "assume_32_bit_indexing",
     "evaluate_guards",
-    "cudagraph_mode",
     "inductor_passes",
     "pass_config",
     "debug_dump_path",
