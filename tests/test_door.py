@@ -23,10 +23,13 @@ NAMES = [
     "compile",
     "forward_context",
     "get_pass_context",
+    "ignore",
     "make_compiler",
     "make_copy_and_call",
     "pass_context",
     "program_of",
+    "set_model_tag",
+    "set_on_compilation_complete",
     "split_graph",
     "splitting_op",
 ]

@@ -13,13 +13,10 @@ from torch_piecewise.errors import ConfigError
     "field",
     [
         {"mode": "stock_torch_compile"},
-        {"backend": "aot_inductor"},
         {"guards": "full"},
         {"guards": "none"},
         {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
-        {"inductor_passes": {"clean": "torch_piecewise.passes.cleanup.CleanUp"}},
-        {"debug_dump_path": "dumps"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

@@ -36,10 +36,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "4a": ("entry", "managers", "record", "trace_facts", "static_calls"),
     "3e": ("program",),
     "3d": ("replay_facts",),
-    "3c": ("manager", "dispatch", "stitching"),
+    "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("worker", "describe", "artifact_store", "model_state"),
-    "2b": ("splitting", "fingerprint", "cache_key", "compilers", "passes", "cudagraphs", "store", "padding"),
+    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection"),
+    "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store", "padding"),
     "2a": (
         "normalize",
         "cut_policy",
@@ -50,12 +50,16 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "call_form",
         "unbuilt",
         "graph_bytes",
+        "dumps",
+        "passes",
     ),
+    "1d": ("runtime",),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
     "1b": ("convention", "call_checks"),
-    "1a": ("runtime", "artifact", "config", "events", "piece", "relations"),
-    "0b": ("ranges",),
+    "1a": ("artifact", "config", "events", "piece", "relations"),
+    "0c": ("dispatch",),
+    "0b": ("ranges", "tags", "completion", "ignoring"),
     "0a": ("errors", "cudagraph_mode", "frozen_map"),
 }
 

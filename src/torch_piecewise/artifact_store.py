@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,10 +18,12 @@ from torch_piecewise.cache_key import (
     compiler_ingredient,
     device_ingredient,
     host_cpu,
+    passes_ingredient,
     python_ingredient,
     torch_ingredient,
 )
 from torch_piecewise.compilers.base import CompileOptions, Compiler
+from torch_piecewise.config_ingredients import as_text, stable_name
 from torch_piecewise.ranges import Range
 from torch_piecewise.store import BlobRef, Draft, Entry, Found, Hit, Miss, OpenStore
 from torch_piecewise.store.base import Json
@@ -46,12 +47,17 @@ class ArtifactStore:
 
     @classmethod
     def of(cls, store: OpenStore, compiler: Compiler, options: CompileOptions) -> ArtifactStore:
-        """The artifacts of ``compiler`` under ``options``."""
+        """The artifacts of ``compiler`` under ``options``.
+
+        Raises:
+            FingerprintError: a pass or a setting has no stable identity, so that nothing can be kept.
+        """
         host = host_cpu()
         settings = tuple(
-            Ingredient(name, json.dumps(value, sort_keys=True, default=repr))
+            Ingredient(name, as_text(value, stable_name))
             for name, value in sorted(options.inductor_config.items())
         )
+        passes = options.passes.named() if options.passes is not None else ()
         base = (
             torch_ingredient(),
             python_ingredient(),
@@ -59,6 +65,7 @@ class ArtifactStore:
             device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             compiler_ingredient(compiler.name, compiler.fingerprint()),
             Ingredient("inductor_compile_config", settings),
+            passes_ingredient(passes),
             *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),
         )
         return cls(store, base, host)

@@ -16,12 +16,14 @@ import torch
 from torch.fx import GraphModule
 
 from torch_piecewise.compilers.base import Ambient
+from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.fingerprint import fingerprint
+from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
@@ -31,6 +33,7 @@ from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.stitching import stitch
+from torch_piecewise.tags import current_tag
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (
     ensure_example_values,
@@ -68,6 +71,7 @@ class Workshop:
         dispatch: str | None = None,
         symbols: Mapping[str, str] | None = None,
         arguments: AbstractSet[str] | None = None,
+        inspection: Inspection | None = None,
     ) -> Program:
         """Cut, fingerprint, compile and stitch one traced graph.
 
@@ -78,10 +82,13 @@ class Workshop:
             dispatch: the symbol that ranges and sizes are about.
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
             arguments: names of the call's arguments; None for every input that is no parameter or buffer.
+            inspection: is shown the graph before and after it is cut; None for nobody.
 
         Raises:
             PieceCompileError: a piece failed to compile.
         """
+        if inspection is not None:
+            inspection.traced(graph)
         with self.bus.phase("split"):
             plan = plan_split(graph, self._policy)
         for warning in plan.warnings:
@@ -92,6 +99,8 @@ class Workshop:
         with self.bus.phase("stitch"):
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
             stitched = stitch(plan.module, cuts)
+        if inspection is not None:
+            inspection.cut(plan, stitched.source)
         sizes = self._sizes(dispatch, symbols or {})
         program = Program(
             stitched=stitched,
@@ -182,8 +191,9 @@ class PiecewiseCompileBackend:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
         refuse_unbuilt(self.config)
-        self.bus = Bus(*observers)
+        self.bus = Bus(*observers, tell, tag=current_tag())
         self.program: Program | None = None
+        self._watches = watches()
         self._lock = threading.Lock()
 
     def __call__(self, graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
@@ -199,7 +209,7 @@ class PiecewiseCompileBackend:
         Raises:
             CompileError: the object was called before: another graph needs a backend of its own.
         """
-        with self._lock:
+        with Announcement(self._watches) as news, self._lock:
             if self.program is not None:
                 raise CompileError(
                     "This backend object has compiled a graph already",
@@ -214,9 +224,16 @@ class PiecewiseCompileBackend:
             keep = {name: text for name, text in symbols.items() if name == dispatch}
             self.program = Workshop(
                 self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
-            ).build(graph, shape_env=shape_env, dispatch=dispatch, symbols=keep)
+            ).build(
+                graph,
+                shape_env=shape_env,
+                dispatch=dispatch,
+                symbols=keep,
+                inspection=Inspection(self.config, self.bus.tag, "graph"),
+            )
             if self.config.cudagraph_mode:
-                StaticCalls(self.config, self.bus).serve(self.program, watched=False)
+                StaticCalls(self.config, self.bus).serve(self.program)
+            news.due = True
         return _flat_entry(self.program)
 
     def _dispatch(self, sources: Sequence[str], fakes: Sequence[Any]) -> str | None:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Module
 
 from torch_piecewise.call_form import with_owner_named
+from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs import BatchDescriptor, BudgetReport, Dispatch
@@ -20,10 +22,12 @@ from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.entry import MISS, CallShape, Entry
 from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
+from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.static_calls import StaticCalls
-from torch_piecewise.torch_private.modules import is_dynamo_compiling, raised_by_model, traceable_call
+from torch_piecewise.tags import ModelTag, current_tag
+from torch_piecewise.torch_private.modules import raised_by_model, traceable_call
 from torch_piecewise.unbuilt import refuse_unbuilt
 
 if TYPE_CHECKING:
@@ -45,8 +49,10 @@ class Stats:
         cuts: its pieces that run eagerly because they hold splitting ops.
         distinct_pieces: different pieces among ``pieces``.
         artifacts_compiled: distinct pieces x ranges that a compiler made, over all traces.
-        compile_seconds: wall time of the compile phase, over all traces.
-        phase_seconds: seconds per phase of the staircase, over all traces.
+        compile_seconds: wall time of the compile phase, over all traces; 0 for an encoder.
+        phase_seconds: seconds per phase of the staircase, over all traces; an encoder's phases are named
+            ``encoder_trace``, ``encoder_compile`` and so on.
+        encoder_compile_seconds: as ``compile_seconds``, for an encoder; 0 for any other part.
     """
 
     traces: int
@@ -56,6 +62,7 @@ class Stats:
     artifacts_compiled: int
     compile_seconds: float
     phase_seconds: dict[str, float]
+    encoder_compile_seconds: float = 0.0
 
 
 class CompiledCall:
@@ -70,6 +77,7 @@ class CompiledCall:
         original: what to run for calls that are not compiled (``mode="none"``, inside another trace).
         on_restore: called by :meth:`restore`.
         declared: has the parameters that people name; None: ``function`` has.
+        tag: names this part of a model; None for the tag in force.
     """
 
     def __init__(
@@ -84,8 +92,9 @@ class CompiledCall:
     ) -> None:
         refuse_unbuilt(config)
         self.config = config
+        self.tag: ModelTag = current_tag(tag)
         self.counters = Counters()
-        self.bus = Bus(self.counters)
+        self.bus = Bus(self.counters, tell, tag=self.tag)
         self._function = with_owner_named(function)
         self._owner = owner
         self._original = original
@@ -93,7 +102,8 @@ class CompiledCall:
         self._signature = inspect.signature(declared or function)
         self._dims = dynamic_dims(declared or function, config) if config.mode != "none" else {}
         self._plain: Any = getattr(self._function, "__func__", self._function)
-        self._tag = tag or "backbone"
+        self._watches = watches()
+        self._ready_programs = 0
         self._tracer: Tracer | None = None
         self._keeper: Keeper | None = None
         self._managers: Managers | None = None
@@ -108,6 +118,8 @@ class CompiledCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the call, compiled; traces and compiles first where no trace fits it."""
+        if is_dynamo_compiling():  # a part of something that is compiled as a whole
+            return self._original(*args, **kwargs)
         refused = False
         try:
             for call in self._calls:
@@ -118,7 +130,7 @@ class CompiledCall:
             refused = not self._takes(args, kwargs)
             if not refused:
                 raise
-        if refused or is_dynamo_compiling() or self.config.mode == "none":
+        if refused or self.config.mode == "none":
             return self._original(*args, **kwargs)  # the model refuses a call in its own words
         return self._first_call(args, kwargs)
 
@@ -143,6 +155,7 @@ class CompiledCall:
             artifacts_compiled=counts.get("artifacts_compiled", 0),
             compile_seconds=seconds.get("compile", 0.0),
             phase_seconds=seconds,
+            encoder_compile_seconds=seconds.get("encoder_compile", 0.0),
         )
 
     @property
@@ -209,21 +222,29 @@ class CompiledCall:
         return True
 
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with self._lock:
-            for entry in self._entries:  # another thread may have traced it meanwhile
-                result = entry.call(*args, **kwargs)
-                if result is not MISS:
-                    return result
-            if self._managers is None:
-                self._choose_function()
-                self._open()
-                result = self._from_store(args, kwargs)
-                if result is not MISS:
-                    return result
-            if self._entries:
-                self._on_miss(args, kwargs)
+        with Announcement(self._watches) as news, self._lock:
+            before = self._ready_programs
+            try:
+                return self._served_first(args, kwargs, everything=news.is_awaited)
+            finally:
+                news.due = self._ready_programs > before
+
+    def _served_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
+        """Serve a call that no trace known so far fits; ``everything``: make all ranges of it ready."""
+        for entry in self._entries:  # another thread may have traced it meanwhile
+            result = entry.call(*args, **kwargs)
+            if result is not MISS:
+                return result
+        if self._managers is None:
             self._choose_function()
-            result = self._make_entry(args, kwargs)
+            self._open()
+            result = self._from_store(args, kwargs, everything=everything)
+            if result is not MISS:
+                return result
+        if self._entries:
+            self._on_miss(args, kwargs)
+        self._choose_function()
+        result = self._make_entry(args, kwargs, everything=everything)
         if result is MISS:
             raise GuardError(
                 "A fresh trace does not accept the very call it was made from",
@@ -250,13 +271,13 @@ class CompiledCall:
         self._managers = Managers(self.config, self.bus, store)
         if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
             return
-        callee = Callee(self._plain, self._owner, self._tag)
+        callee = Callee(self._plain, self._owner, self.tag.name, self.tag.is_encoder)
         try:
             self._keeper = Keeper(store, callee, self.config, self._managers.compiler, self.bus)
         except FingerprintError as error:
             logger.warning("nothing of %s is kept: %s", callee.label, error)
 
-    def _from_store(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _from_store(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """Take every kept program; the result of the call if one of them serves it, else MISS."""
         if self._keeper is None or self._managers is None:
             return MISS
@@ -269,15 +290,31 @@ class CompiledCall:
                 self._add(entry)
                 if answer is MISS:
                     answer = entry.call(*args, **kwargs)
+                    serving = entry
+            if answer is not MISS:
+                if everything:
+                    serving.program.prepare()
+                self._show_kept(serving)
+                self._ready_programs += 1
         return answer
+
+    def _show_kept(self, entry: Entry) -> None:
+        """The folder of a program from the store, for people who asked for one."""
+        if self.config.debug_dump_path is None or self._keeper is None:
+            return
+        inspection = Inspection(self.config, self.tag, self._keeper.callee.name)
+        pieces = entry.program.pieces
+        inspection.kept(entry.program.stitched.source, {name: pieces.graph(name) for name in pieces.needed()})
+        inspection.add("transformed_code.py", entry.source)
+        inspection.add("ingredients.json", self._keeper.ingredients())
 
     def _add(self, entry: Entry) -> None:
         if self._static is not None:
-            entry.state.on_other_memory = self._static.serve(entry.program, watched=True)
+            entry.state.on_other_memory = self._static.serve(entry.program, entry.watched)
         self._entries = (entry, *self._entries)
         self._calls = tuple(one.call for one in self._entries)
 
-    def _make_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _make_entry(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """Trace and compile, in turn with everybody on the same store, and run the call."""
         if self.config.on_miss == "error":
             raise MissError(
@@ -290,16 +327,19 @@ class CompiledCall:
             return self._original(*args, **kwargs)
         if self._keeper is None:
             self._add(self._traced(args, kwargs).entry)
+            self._ready_programs += 1
             return self._entries[0].call(*args, **kwargs)
         with self._keeper.turn():
             before = self._kept
-            result = self._newly_kept(args, kwargs)
+            result = self._newly_kept(args, kwargs, everything=everything)
             if result is not MISS:
                 return result
             traced = self._traced(args, kwargs)
+            traced.inspection.add("ingredients.json", self._keeper.ingredients())
             self._keeper.keep(traced.entry, traced.sources, traced.companions, before)
             self._kept += 1
             self._add(traced.entry)
+            self._ready_programs += 1
         return self._entries[0].call(*args, **kwargs)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
@@ -313,11 +353,11 @@ class CompiledCall:
             self._original(*args, **kwargs)
         raise failure
 
-    def _newly_kept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _newly_kept(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """What another process kept while this one waited for its turn."""
         if self._entries:
             return MISS
-        return self._from_store(args, kwargs)
+        return self._from_store(args, kwargs, everything=everything)
 
     def _on_miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reason = self._entries[0].why_not(*args, **kwargs)

@@ -454,8 +454,9 @@ class ConfigFields:
         default=None,
         metadata=_is(
             OrNone(Location()),
-            "Folder for graphs before and after each pass and for the generated code. None: nothing written.",
-            "backend",
+            "Folder that gets a folder for each program: the graph before and after it is cut, each piece, "
+            "the generated code, the settings, what its key is made of. None: nothing written.",
+            "inspection",
             keyed=False,
         ),
     )

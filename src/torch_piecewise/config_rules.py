@@ -63,6 +63,19 @@ def _partition_needs_inductor(values: Values) -> ConfigError | None:
     )
 
 
+def _passes_need_inductor(values: Values) -> ConfigError | None:
+    field = next((name for name in ("inductor_passes", "pass_config") if values[name]), None)
+    if field is None or values["backend"] != "eager":
+        return None
+    return _clash(
+        field,
+        "backend",
+        "a backend that runs graph passes; 'eager' runs each piece as it was traced",
+        values,
+        f"set backend='inductor', or leave {field} out",
+    )
+
+
 def _graph_mode_needs_mode(values: Values) -> ConfigError | None:
     graphs, mode = values["cudagraph_mode"], values["mode"]
     if mode in ("none", "stock_torch_compile") and graphs:
@@ -124,6 +137,7 @@ RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
     _dispatch_is_dynamic,
     _misses_need_a_cache,
     _partition_needs_inductor,
+    _passes_need_inductor,
     _graph_mode_needs_mode,
     _pieces_need_cuts,
     _captures_within_limit,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch_piecewise.errors import PiecewiseError
 from torch_piecewise.ranges import Range
+from torch_piecewise.tags import BACKBONE, ModelTag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,13 @@ class PhaseEnded(Event):
     Attributes:
         seconds: how long it took.
         failed: whether it ended by an exception.
+        tag: the part of a model that it was about.
     """
 
     phase: str
     seconds: float
     failed: bool = False
+    tag: ModelTag = BACKBONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,15 @@ class GraphSplit(Event):
     pieces: int
     cuts: int
     distinct: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceCompileStarted(Event):
+    """A distinct piece and a range are handed to a compiler, in this process or in a worker."""
+
+    piece: str
+    range: Range
+    compiler: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +141,43 @@ class Recompiled(Event):
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PassRecord(Event):
+    """One graph pass met one graph.
+
+    Attributes:
+        name: the pass's name.
+        piece: whose graph it was; empty where a manager runs outside any compile of ours.
+        range: the sizes the graph serves.
+        ran: False where the pass does not apply to the range; then the rest is 0.
+        matches: places rewritten; None if the pass does not count.
+        seconds: time in the pass alone, dumps and checks not counted.
+        nodes_before, nodes_after: size of the graph.
+    """
+
+    name: str
+    range: Range
+    piece: str = ""
+    ran: bool = True
+    matches: int | None = None
+    seconds: float = 0.0
+    nodes_before: int = 0
+    nodes_after: int = 0
+
+
 Observer = Callable[[Event], None]
 
 
 class Bus:
-    """Hands each event to every observer, in the order in which they were added."""
+    """Hands each event to every observer, in the order in which they were added.
 
-    def __init__(self, *observers: Observer) -> None:
+    Args:
+        tag: the part of a model whose events these are.
+    """
+
+    def __init__(self, *observers: Observer, tag: ModelTag = BACKBONE) -> None:
         self._observers = tuple(observers)
+        self.tag = tag
 
     def emit(self, event: Event) -> None:
         """Call every observer with ``event`` on this thread."""
@@ -155,9 +196,10 @@ class Bus:
         try:
             yield
         except BaseException:
-            self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start, failed=True))
+            seconds = time.monotonic() - start
+            self.emit(PhaseEnded(phase=name, seconds=seconds, failed=True, tag=self.tag))
             raise
-        self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start))
+        self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start, tag=self.tag))
 
 
 class CountMismatch(PiecewiseError, AssertionError):
@@ -183,7 +225,8 @@ class Counters:
             for name, amount in _counted(event):
                 self._counts[name] = self._counts.get(name, 0) + amount
             if isinstance(event, PhaseEnded):
-                self._seconds[event.phase] = self._seconds.get(event.phase, 0.0) + event.seconds
+                phase = f"encoder_{event.phase}" if event.tag.is_encoder else event.phase
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + event.seconds
 
     def __getitem__(self, name: str) -> int:
         return self.as_dict().get(name, 0)
@@ -198,7 +241,7 @@ class Counters:
         return counts
 
     def seconds(self) -> dict[str, float]:
-        """Seconds spent per phase, summed."""
+        """Seconds spent per phase, summed; an encoder's apart, under ``encoder_compile`` and the like."""
         with self._lock:
             return dict(self._seconds)
 
@@ -227,6 +270,8 @@ def _counted(event: Event) -> list[tuple[str, int]]:
             return [("graphs_captured", 1)]
         case GraphSplit(pieces=pieces, cuts=cuts, distinct=distinct):
             return [("pieces", pieces), ("cuts", cuts), ("distinct_pieces", distinct)]
+        case PieceCompileStarted():
+            return [("compiles_started", 1)]
         case PieceCompiled():
             return [("artifacts_compiled", 1)]
         case PieceLoaded(source=source):
@@ -237,5 +282,7 @@ def _counted(event: Event) -> list[tuple[str, int]]:
             return [("store_hits" if hit else "store_misses", 1)]
         case Recompiled():
             return [("recompiles", 1)]
+        case PassRecord(ran=True, matches=matches):
+            return [("passes_run", 1), ("pass_matches", matches or 0)]
         case _:
             return list(event.counts())

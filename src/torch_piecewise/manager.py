@@ -12,8 +12,16 @@ from typing import Any
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.artifact_store import ArtifactStore
 from torch_piecewise.compilers.base import CompileOptions, Compiler
-from torch_piecewise.errors import CompilerError, PieceCompileError, PiecewiseError
-from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded, StoreLookup
+from torch_piecewise.compilers.pass_records import pass_records
+from torch_piecewise.errors import CompilerError, PassError, PieceCompileError, PiecewiseError
+from torch_piecewise.events import (
+    Bus,
+    PieceCompiled,
+    PieceCompileStarted,
+    PieceFailed,
+    PieceLoaded,
+    StoreLookup,
+)
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, CompileTask
 from torch_piecewise.ranges import Range
@@ -89,6 +97,14 @@ class CompilerManager:
         self._ready: dict[tuple[str, Range], Ready] = {}
         self._lock = threading.RLock()
 
+    def warm_up(self, devices: frozenset[str]) -> None:
+        """Begin what the first compilation needs, because there will be one soon.
+
+        Args:
+            devices: types of the devices that will be compiled for (``cpu``).
+        """
+        self._pool.warm_up(self.compiler, self.options, devices)
+
     def prepare(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
         """Make every unit ready; each distinct one is compiled at most once.
 
@@ -125,6 +141,10 @@ class CompilerManager:
         with turns:
             # Another process may have made some while this one waited for its turn.
             absent = units if self._kept is None else [unit for unit in units if not self._take_kept(unit)]
+            for unit in absent:
+                self.bus.emit(
+                    PieceCompileStarted(piece=unit.name, range=unit.range, compiler=self.compiler.name)
+                )
             tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
             made = list(zip(absent, self._pool.run(tasks), strict=True))
             for unit, outcome in made:
@@ -141,6 +161,8 @@ class CompilerManager:
                 got=repr(result),
                 hint="Compiler.compile(piece, range, options) has to return an Artifact",
             )
+        for record in pass_records(result.meta, unit.name, unit.range):
+            self.bus.emit(record)
         self.bus.emit(
             PieceCompiled(piece=unit.name, range=unit.range, compiler=self.compiler.name, seconds=seconds)
         )
@@ -177,6 +199,14 @@ class CompilerManager:
             return Ready(unit.piece.graph.forward, None)
         if isinstance(error, CompilerError):
             raise error
+        if (broken := _pass_error(error)) is not None:
+            raise PieceCompileError(
+                f"{unit.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}: "
+                f"{broken.what}",
+                expected=broken.expected,
+                got=broken.got,
+                hint=broken.hint,
+            ) from error
         # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
         from torch_piecewise.torch_private.nodes import source_line
 
@@ -188,6 +218,13 @@ class CompilerManager:
             hint=f"the failing op is {operation}, from {line}; "
             "on_piece_error='eager' runs this piece uncompiled",
         ) from error
+
+
+def _pass_error(error: BaseException | None) -> PassError | None:
+    """The graph pass's error that ``error`` was raised for, if it was."""
+    while error is not None and not isinstance(error, PassError):
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return error
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from pathlib import Path
 
@@ -10,12 +11,17 @@ from torch_piecewise.artifact_store import ArtifactStore
 from torch_piecewise.compilers import CompileOptions, Compiler, make_compiler
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
+from torch_piecewise.errors import ConfigError, FingerprintError
 from torch_piecewise.events import Bus
 from torch_piecewise.manager import CompilerManager
+from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.pool import CompilePool, default_workers
 from torch_piecewise.progress import Progress
 from torch_piecewise.store import Namespace, OpenStore, cache_root, open_store
 from torch_piecewise.store.opening import LIMIT_BYTES
+from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
+
+logger = logging.getLogger("torch_piecewise")
 
 
 @functools.cache
@@ -52,6 +58,9 @@ class Managers:
         self._store = store.in_namespace(Namespace("artifacts")) if store is not None else None
         self._made: dict[Ambient, CompilerManager] = {}
         self.compiler = make_compiler(config.backend)
+        self._passes = PassPlan.for_compile(config)
+        if self._passes is not None:
+            _check_runs_passes(self.compiler)
 
     def of(self, ambient: Ambient) -> CompilerManager:
         """The manager for calls under these settings of torch."""
@@ -60,20 +69,40 @@ class Managers:
         return self._made[ambient]
 
     def _make(self, ambient: Ambient) -> CompilerManager:
-        options = CompileOptions(dict(self._config.inductor_compile_config), ambient)
+        settings = dict(self._config.inductor_compile_config)
+        settings.pop(POST_GRAD_HOOK, None)  # the plan holds what the user put there
+        options = CompileOptions(settings, self._passes, ambient)
         compiler = self._compiler_for(ambient)
-        kept = ArtifactStore.of(self._store, compiler, options) if self._store is not None else None
         return CompilerManager(
             compiler,
             options,
             CompilePool(default_workers(self._config.compile_threads), Progress()),
             self._bus,
             self._config.on_piece_error,
-            kept,
+            self._kept(compiler, options),
         )
 
+    def _kept(self, compiler: Compiler, options: CompileOptions) -> ArtifactStore | None:
+        if self._store is None:
+            return None
+        try:
+            return ArtifactStore.of(self._store, compiler, options)
+        except FingerprintError as error:
+            logger.warning("nothing compiled under these settings is kept: %s", error)
+            return None
+
     def _compiler_for(self, ambient: Ambient) -> Compiler:
-        if ambient.grad_enabled and self.compiler.name == "inductor":
-            # Standalone artifacts are made for inference; gradients need the in-memory compiler.
+        if ambient.grad_enabled and self.compiler.name in ("inductor", "aot_inductor"):
+            # Their artifacts are made for inference; gradients need the in-memory compiler.
             return make_compiler("inductor_memory")
         return self.compiler
+
+
+def _check_runs_passes(compiler: Compiler) -> None:
+    if not getattr(compiler, "runs_passes", False):
+        raise ConfigError(
+            f"inductor_passes and pass_config have no effect with the compiler {compiler.name!r}",
+            expected="backend='inductor', or a compiler whose attribute runs_passes says that it runs them",
+            got=f"backend {compiler.name!r}",
+            hint="leave the passes out, or choose a compiler that runs them",
+        )

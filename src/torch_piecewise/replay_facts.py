@@ -25,7 +25,6 @@ class ReplayFacts:
         numbers: numbers among the inputs that follow the size, by position.
         outputs: what among the outputs follows the size, by position; numbers that do not, with nothing.
         count: how many inputs there are.
-        watched: positions of parameters, buffers and the like, whose memory the entry watches.
         names: positions of the inputs that are arguments themselves, by name.
         device: where captured work runs; None where there is no tensor.
         autocast: ``(device type, dtype)`` that autocast was on for.
@@ -40,7 +39,6 @@ class ReplayFacts:
     numbers: Mapping[int, Extent] = field(default_factory=dict)
     outputs: Mapping[int, tuple[Extent, ...]] = field(default_factory=dict)
     count: int = 0
-    watched: frozenset[int] = frozenset()
     names: Mapping[str, int] = field(default_factory=dict)
     device: torch.device | None = None
     autocast: tuple[tuple[str, torch.dtype], ...] = ()

@@ -66,12 +66,12 @@ class StaticCalls:
         """Where graphs live; None while there is nothing to capture."""
         return self._backend
 
-    def serve(self, program: Program, *, watched: bool) -> Callable[[], None]:
+    def serve(self, program: Program, watched: frozenset[int] = frozenset()) -> Callable[[], None]:
         """Let ``program``'s calls replay where they can.
 
         Args:
-            watched: whether somebody looks at each call for parameters and buffers in other memory, and
-                calls what this returns.
+            watched: positions of inputs (weights) that somebody else looks at on each call, who calls what
+                this returns when one of them is in other memory.
         """
         facts = program.facts
         if facts is None or not self._config.cudagraph_mode:
@@ -82,7 +82,7 @@ class StaticCalls:
             self._say(f"static graphs are not captured: {facts.refusal}")
         if backend is None or facts.refusal or not mode:
             return lambda: None
-        runner = self._runner(program, facts, backend, mode, watched=watched)
+        runner = self._runner(program, facts, backend, mode, watched)
         self._runners = {**self._runners, program: runner}
         program.serve_through(lambda key, plain: _serving(runner, key, plain, facts, program))
         return runner.memory_changed
@@ -185,8 +185,7 @@ class StaticCalls:
         facts: ReplayFacts,
         backend: StaticGraphBackend,
         mode: CUDAGraphMode,
-        *,
-        watched: bool,
+        watched: frozenset[int],
     ) -> StaticGraphRunner:
         config = self._config
         has_sizes = program.sizes.dispatch is not None
@@ -204,11 +203,11 @@ class StaticCalls:
             facts.outputs,
             numbers=facts.numbers,
             uniform_when=self._uniform_when(facts),
-            options=self._options(facts, watched=watched, has_sizes=has_sizes),
+            options=self._options(facts, watched, has_sizes=has_sizes),
             bus=self._bus,
         )
 
-    def _options(self, facts: ReplayFacts, *, watched: bool, has_sizes: bool) -> RunnerOptions:
+    def _options(self, facts: ReplayFacts, watched: frozenset[int], *, has_sizes: bool) -> RunnerOptions:
         config = self._config
         when = CaptureWhen.WARMUP if config.capture_only_in_warmup else CaptureWhen(config.cudagraph_capture)
         no_padding = {
@@ -224,7 +223,7 @@ class StaticCalls:
             outputs=OutputPolicy(config.cudagraph_outputs),
             copy_inputs=config.cudagraph_copy_inputs,
             check_addresses=config.check_addresses or None,
-            always_check=frozenset(range(facts.count)) - (facts.watched if watched else frozenset()),
+            always_check=frozenset(range(facts.count)) - watched,
             no_padding=no_padding,
             budget=GraphBudget(config.cudagraph_memory_budget, config.cudagraph_time_budget),
         )

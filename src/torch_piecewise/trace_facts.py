@@ -71,7 +71,6 @@ def replay_facts(
         inputs=reader.inputs,
         numbers=reader.numbers,
         outputs=outputs,
-        watched=frozenset(reader.lasting),
         names=reader.names,
         device=reader.device(),
         autocast=autocast,
@@ -90,7 +89,6 @@ class _Reader:
         self._changed = changed_inputs(call.graph)
         self._wrong: list[str] = []
         self._odd_results: list[str] = []
-        self.lasting: set[int] = set()
         self.inputs: dict[int, DynamicInput] = {}
         self.numbers: dict[int, Extent] = {}
         self.names: dict[str, int] = {}
@@ -112,7 +110,6 @@ class _Reader:
         if not isinstance(fake, torch.Tensor):
             return
         if name is None:
-            self.lasting.add(position)
             return
         if _PLAIN_ARGUMENT.match(source):
             self.names[name] = position

@@ -9,7 +9,6 @@ from torch_piecewise.errors import ConfigError
 
 _VALUES: dict[str, tuple[Any, ...]] = {
     "mode": ("stock_torch_compile",),
-    "backend": ("aot_inductor",),
     "guards": ("full", "none"),
     "on_miss": ("background",),
 }
@@ -19,9 +18,6 @@ _FIELDS = (
     "use_inductor_graph_partition",
     "assume_32_bit_indexing",
     "evaluate_guards",
-    "inductor_passes",
-    "pass_config",
-    "debug_dump_path",
     "signing_key_file",
 )
 """Fields that only their default leaves without effect."""
