@@ -27,11 +27,14 @@ DOOR = "__init__"
 FLOORS: dict[str, tuple[str, ...]] = {
     # What is built with the library as its users build: through the door.
     "6c": ("cli",),
-    "6b": ("demo",),
+    "6b": ("demo", "seeing_cli"),
     "6a": (DOOR,),
-    "5": ("api", "cache_cli", "testing", "report", "integrations"),
-    "4d": ("compiled",),
-    "4c": ("tracing",),
+    "5": ("api", "cache_cli", "testing", "integrations", "doctor"),
+    "4f": ("compiled",),
+    # What a model's handle offers for looking at it; below the handle, and knows programs only.
+    "4e": ("observing", "explaining"),
+    "4d": ("report",),
+    "4c": ("tracing", "trials"),
     "4b": ("backend", "capture", "keeping"),
     "4a": ("entry", "managers", "record", "trace_facts", "static_calls"),
     "3e": ("program",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,13 +26,16 @@ from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
+from torch_piecewise.observing import Observed
 from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.tags import ModelTag, current_tag
 from torch_piecewise.torch_private.modules import raised_by_model, traceable_call
 from torch_piecewise.unbuilt import refuse_unbuilt
 
 if TYPE_CHECKING:
+    from torch_piecewise.report import Report
     from torch_piecewise.tracing import Traced, Tracer
+    from torch_piecewise.trials import Profile, Verification
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -94,7 +98,8 @@ class CompiledCall:
         self.config = config
         self.tag: ModelTag = current_tag(tag)
         self.counters = Counters()
-        self.bus = Bus(self.counters, tell, tag=self.tag)
+        self.observed = Observed(config)
+        self.bus = Bus(self.counters, self.observed.recorder, tell, tag=self.tag)
         self._function = with_owner_named(function)
         self._owner = owner
         self._original = original
@@ -205,6 +210,22 @@ class CompiledCall:
             program.table.find((size,) * (others + 1) if others > 0 else size)
         return self._static.warmup(program, wanted) if self._static is not None else None
 
+    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
+        """What was recorded of this model: cut graph, timeline, use, misses; see :meth:`Observed.report`."""
+        return self.observed.report(self._label, self._entries, path)
+
+    def verify(self, inputs: Any, *, rtol: float | None = None, atol: float | None = None) -> Verification:
+        """Each piece against eager on the values that reach it; see :meth:`Observed.verify`."""
+        return self.observed.verify(self._entries, inputs, rtol=rtol, atol=atol)
+
+    def profile(self, inputs: Any, *, rounds: int = 20) -> Profile:
+        """Each piece's time against eager's; see :meth:`Observed.profile`."""
+        return self.observed.profile(self._entries, inputs, rounds=rounds, bus=self.bus)
+
+    def count_calls(self) -> None:
+        """From now on count calls by size, for the report; as the setting ``count_calls`` does."""
+        self.observed.count_calls(self._entries)
+
     def restore(self) -> None:
         """Give the model its own, uncompiled call back; what was captured is given up."""
         self._on_restore()
@@ -212,6 +233,10 @@ class CompiledCall:
             self._static.clear()
 
     # -- tracing
+
+    @property
+    def _label(self) -> str:
+        return type(self._owner).__qualname__ if self._owner is not None else self._plain.__qualname__
 
     def _takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether such a call has the arguments it needs, and no others."""
@@ -311,6 +336,7 @@ class CompiledCall:
     def _add(self, entry: Entry) -> None:
         if self._static is not None:
             entry.state.on_other_memory = self._static.serve(entry.program, entry.watched)
+        self.observed.added(entry)
         self._entries = (entry, *self._entries)
         self._calls = tuple(one.call for one in self._entries)
 
@@ -336,7 +362,8 @@ class CompiledCall:
                 return result
             traced = self._traced(args, kwargs)
             traced.inspection.add("ingredients.json", self._keeper.ingredients())
-            self._keeper.keep(traced.entry, traced.sources, traced.companions, before)
+            companions = {**traced.companions, **self.observed.companions(self._label, traced.entry)}
+            self._keeper.keep(traced.entry, traced.sources, companions, before)
             self._kept += 1
             self._add(traced.entry)
             self._ready_programs += 1

@@ -20,7 +20,8 @@ from torch_piecewise.convention import TAIL_ARGUMENT, Convention
 from torch_piecewise.errors import GuardError
 from torch_piecewise.model_state import State, StateInput
 from torch_piecewise.piece import TensorSpec
-from torch_piecewise.program import Program
+from torch_piecewise.program import Program, SizeKey
+from torch_piecewise.stitching import Runner
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 
 MISS: Any = object()
@@ -67,6 +68,27 @@ class Entry:
         exec(compile(self.source, "<torch-piecewise entry>", "exec"), scope)
         self.call: Callable[..., Any] = scope["entry"]
         self._explain: Callable[..., str | None] = scope["explain"]
+
+    def call_with(self, find: Callable[[SizeKey], Runner], *args: Any, **kwargs: Any) -> Any:
+        """The same call, run by what ``find`` gives for its size."""
+        names = {"_tp_lookup": lambda _key: None, "_tp_find": find, "_tp_find_under_modes": find}
+        own = self.call
+        assert isinstance(own, types.FunctionType)
+        scope = {**own.__globals__, **names}
+        call = types.FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
+        call.__kwdefaults__ = own.__kwdefaults__
+        return call(*args, **kwargs)
+
+    def tell_sizes(self, seen: Callable[[SizeKey], None]) -> None:
+        """From now on call ``seen`` with the size of each call. What nobody asked for costs nothing."""
+        scope = self.call.__globals__
+        lookup = self.program.table.lookup
+
+        def told(key: SizeKey) -> Runner | None:
+            seen(key)
+            return lookup(key)
+
+        scope["_tp_lookup"] = told
 
     def why_not(self, *args: Any, **kwargs: Any) -> str:
         """Why a call is not one this entry was traced for, for people."""

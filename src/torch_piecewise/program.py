@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
 from torch.fx import GraphModule
 
-from torch_piecewise.artifact import guard_name
+from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_call
 from torch_piecewise.dispatch import SizeTable, serving_range
 from torch_piecewise.errors import GuardError
@@ -178,6 +178,7 @@ class Program:
         if facts is not None:
             self._lines[LineKind.CAPTURED] = facts.line.replaced(body_of)
         self._runners: dict[tuple[Range, LineKind], Runner] = {}
+        self._eager: set[tuple[str, Range]] = set()
         self._lock = threading.RLock()
         self._around: Callable[[SizeKey, Runner], Runner] = lambda _key, runner: runner
         self.table: SizeTable[SizeKey, Runner] = SizeTable(
@@ -192,6 +193,17 @@ class Program:
         """Let calls run through what ``around`` makes of each size's straight line."""
         self._around = around
         self.table.forget()
+
+    any_size = ANY_SIZE
+
+    def made(self) -> Mapping[tuple[str, Range], Ready]:
+        """What is compiled by now, by fingerprint and range."""
+        return self._manager.made()
+
+    def generated_code(self, artifact: Artifact) -> str:
+        """The code that the compiler generated, for people; empty where it shows none."""
+        readable = getattr(self._manager.compiler, "readable", None)
+        return str(readable(artifact)) if readable is not None else ""
 
     def prepare(self) -> None:
         """Compile every distinct piece for every range and exact size, all at once.
@@ -219,33 +231,64 @@ class Program:
         return run
 
     def _resolve(self, key: SizeKey, kind: LineKind) -> Runner:
+        sizes = self._checked(key)
+        with self._lock:
+            return self._runner(sizes, kind)
+
+    def _checked(self, key: SizeKey) -> dict[str, int]:
         sizes = self.values_of(key)
         for relation in self.relations:
             if not relation.holds(sizes):
                 raise self._rejected(relation, sizes)
-        with self._lock:
-            return self._runner(self._serving(sizes), sizes, kind)
+        return sizes
 
     def _serving(self, sizes: Mapping[str, int]) -> Range:
         if self.sizes.dispatch is None:
             return ANY_SIZE
         return serving_range(sizes[self.sizes.dispatch], self.sizes.ranges, self.sizes.exact)
 
-    def _runner(self, serving: Range, sizes: Mapping[str, int], kind: LineKind) -> Runner:
-        ready = self._ready(serving)
-        if not self._accepted(ready, sizes) and self.sizes.dispatch is not None:
-            serving = Range(sizes[self.sizes.dispatch], sizes[self.sizes.dispatch])
-            ready = self._ready(serving)
-        if not self._accepted(ready, sizes):
+    def _runner(self, sizes: Mapping[str, int], kind: LineKind) -> Runner:
+        serving, ready = self._chosen(sizes)
+        if not ready:
             return self._bind(ready, kind, eager=True)
         if (serving, kind) not in self._runners:
             self._runners[serving, kind] = self._bind(ready, kind, eager=False)
         return self._runners[serving, kind]
 
+    def _chosen(self, sizes: Mapping[str, int]) -> tuple[Range, dict[str, Ready]]:
+        """What serves these sizes; nothing where what the compilers relied on does not hold for them."""
+        serving = self._serving(sizes)
+        ready = self._ready(serving)
+        if not self._accepted(ready, sizes) and self.sizes.dispatch is not None:
+            serving = Range(sizes[self.sizes.dispatch], sizes[self.sizes.dispatch])
+            ready = self._ready(serving)
+        return serving, ready if self._accepted(ready, sizes) else {}
+
+    def chosen(self, key: SizeKey) -> tuple[Range, dict[str, Ready]]:
+        """The range that serves a call, and its pieces by name; one that is not there runs eagerly.
+
+        Raises:
+            GuardError: the program was not traced for such sizes.
+        """
+        sizes = self._checked(key)
+        with self._lock:
+            return self._chosen(sizes)
+
+    def run_eagerly(self, slow: Iterable[tuple[str, Range]]) -> None:
+        """From now on run these pieces (fingerprint, range) as they were traced."""
+        with self._lock:
+            self._eager.update(slow)
+            self._runners.clear()
+            for table in (self.table, self.mode_table, self.capture_table):
+                table.forget()
+
     def _ready(self, serving: Range) -> dict[str, Ready]:
         units = self.pieces.units(serving)
         ready = self._manager.prepare(units.values())
-        return {name: ready[unit.key] for name, unit in units.items()}
+        return {
+            name: Ready(self.pieces.graph(name).forward, None) if unit.key in self._eager else ready[unit.key]
+            for name, unit in units.items()
+        }
 
     def _accepted(self, ready: Mapping[str, Ready], sizes: Mapping[str, int]) -> bool:
         """Whether what the compilers relied on beside the range holds for these sizes."""
