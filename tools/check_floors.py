@@ -36,12 +36,12 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "4d": ("report",),
     "4c": ("tracing", "trials"),
     "4b": ("backend", "capture", "keeping"),
-    "4a": ("entry", "managers", "record", "trace_facts", "static_calls"),
+    "4a": ("entry", "managers", "record", "stand_ins", "trace_facts", "static_calls"),
     "3e": ("program",),
     "3d": ("replay_facts",),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection"),
+    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection", "whole_model"),
     "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store", "padding"),
     "2a": (
         "normalize",
@@ -59,7 +59,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "1d": ("runtime",),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
-    "1b": ("convention", "call_checks"),
+    "1b": ("convention", "call_checks", "guard_policy"),
     "1a": ("artifact", "config", "events", "piece", "relations"),
     "0c": ("dispatch",),
     "0b": ("ranges", "tags", "completion", "ignoring"),

@@ -17,7 +17,7 @@ from torch_piecewise.errors import GuardError
 from torch_piecewise.manager import CompilerManager, Ready, Unit
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.ranges import UNBOUNDED, Range
-from torch_piecewise.relations import Relation
+from torch_piecewise.relations import Relation, readable
 from torch_piecewise.replay_facts import ReplayFacts
 from torch_piecewise.stitching import Runner, Stitched
 
@@ -230,17 +230,21 @@ class Program:
 
         return run
 
+    def violated(self, key: SizeKey) -> Relation | None:
+        """The first condition of the trace that does not hold for a call of these sizes."""
+        sizes = self.values_of(key)
+        return next((relation for relation in self.relations if not relation.holds(sizes)), None)
+
     def _resolve(self, key: SizeKey, kind: LineKind) -> Runner:
         sizes = self._checked(key)
         with self._lock:
             return self._runner(sizes, kind)
 
     def _checked(self, key: SizeKey) -> dict[str, int]:
-        sizes = self.values_of(key)
-        for relation in self.relations:
-            if not relation.holds(sizes):
-                raise self._rejected(relation, sizes)
-        return sizes
+        violated = self.violated(key)
+        if violated is not None:
+            raise self.rejection(violated, key)
+        return self.values_of(key)
 
     def _serving(self, sizes: Mapping[str, int]) -> Range:
         if self.sizes.dispatch is None:
@@ -318,14 +322,14 @@ class Program:
             found[name] = self.pieces.graph(name).forward if eager or one is None else one.run
         return found
 
-    def _rejected(self, relation: Relation, sizes: Mapping[str, int]) -> GuardError:
-        named = {self.sizes.names.get(symbol, symbol): value for symbol, value in sizes.items()}
-        text = relation.text
-        for symbol, name in self.sizes.names.items():
-            text = text.replace(symbol, name)
+    def rejection(self, relation: Relation, key: SizeKey) -> GuardError:
+        """What a call of these sizes is told, that violates ``relation``."""
+        names = self.sizes.names
+        text = readable(relation.text, names)
+        got = [f"{readable(symbol, names)}={value}" for symbol, value in self.values_of(key).items()]
         return GuardError(
             "The sizes of this call are outside what the program was traced for",
             expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",
-            got=", ".join(f"{name}={value}" for name, value in named.items()),
+            got=", ".join(got),
             hint="on_guard_failure='recompile' traces again for such sizes",
         )
