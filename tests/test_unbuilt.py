@@ -13,13 +13,11 @@ from torch_piecewise.errors import ConfigError
     "field",
     [
         {"mode": "stock_torch_compile"},
-        {"backend": "aot_inductor"},
         {"guards": "full"},
         {"guards": "none"},
         {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
         {"cudagraph_mode": "piecewise"},
-        {"debug_dump_path": "dumps"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

@@ -150,6 +150,8 @@ def program_of(model: Any) -> CompiledCall:
         ConfigError: it is not compiled by this library.
     """
     call = modules.compiled_call(model) if isinstance(model, Module) else model
+    # What an integration puts around a compiled call names it.
+    call = getattr(call, "compiled_call", call)
     if not isinstance(call, CompiledCall):
         call = handle_of(model.forward if isinstance(model, Module) else model)
     if not isinstance(call, CompiledCall):

@@ -20,6 +20,7 @@ from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
+from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.manager_pieces import identity
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
@@ -64,6 +65,7 @@ class Workshop:
         relations: Sequence[Relation] = (),
         dispatch: str | None = None,
         symbols: Mapping[str, str] | None = None,
+        inspection: Inspection | None = None,
     ) -> Program:
         """Cut, fingerprint, compile and stitch one traced graph.
 
@@ -73,10 +75,13 @@ class Workshop:
             relations: conditions on sizes that a call has to meet.
             dispatch: the symbol that ranges and sizes are about.
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
+            inspection: is shown the graph before and after it is cut; None for nobody.
 
         Raises:
             PieceCompileError: a piece failed to compile.
         """
+        if inspection is not None:
+            inspection.traced(graph)
         with self.bus.phase("split"):
             plan = plan_split(graph, self._policy)
         for warning in plan.warnings:
@@ -87,6 +92,8 @@ class Workshop:
         with self.bus.phase("stitch"):
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
             stitched = stitch(plan.module, cuts)
+        if inspection is not None:
+            inspection.cut(plan, stitched.source)
         program = Program(
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
@@ -157,7 +164,7 @@ class PiecewiseCompileBackend:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
         refuse_unbuilt(self.config)
-        self.bus = Bus(*observers, tag=current_tag())
+        self.bus = Bus(*observers, tell, tag=current_tag())
         self.program: Program | None = None
         self._watches = watches()
         self._lock = threading.Lock()
@@ -190,7 +197,13 @@ class PiecewiseCompileBackend:
             keep = {name: text for name, text in symbols.items() if name == dispatch}
             self.program = Workshop(
                 self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
-            ).build(graph, shape_env=shape_env, dispatch=dispatch, symbols=keep)
+            ).build(
+                graph,
+                shape_env=shape_env,
+                dispatch=dispatch,
+                symbols=keep,
+                inspection=Inspection(self.config, self.bus.tag, "graph"),
+            )
             news.due = True
         return _flat_entry(self.program)
 

@@ -20,6 +20,7 @@ from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.entry import MISS, CallShape, Entry
 from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
+from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.tags import ModelTag, current_tag
@@ -90,7 +91,7 @@ class CompiledCall:
         self.config = config
         self.tag: ModelTag = current_tag(tag)
         self.counters = Counters()
-        self.bus = Bus(self.counters, tag=self.tag)
+        self.bus = Bus(self.counters, tell, tag=self.tag)
         self._function = with_owner_named(function)
         self._owner = owner
         self._original = original
@@ -255,8 +256,19 @@ class CompiledCall:
             if answer is not MISS:
                 if everything:
                     serving.program.prepare()
+                self._show_kept(serving)
                 self._ready_programs += 1
         return answer
+
+    def _show_kept(self, entry: Entry) -> None:
+        """The folder of a program from the store, for people who asked for one."""
+        if self.config.debug_dump_path is None or self._keeper is None:
+            return
+        inspection = Inspection(self.config, self.tag, self._keeper.callee.name)
+        pieces = entry.program.pieces
+        inspection.kept(entry.program.stitched.source, {name: pieces.graph(name) for name in pieces.needed()})
+        inspection.add("transformed_code.py", entry.source)
+        inspection.add("ingredients.json", self._keeper.ingredients())
 
     def _add(self, entry: Entry) -> None:
         self._entries = (entry, *self._entries)
@@ -283,6 +295,7 @@ class CompiledCall:
             if result is not MISS:
                 return result
             traced = self._traced(args, kwargs)
+            traced.inspection.add("ingredients.json", self._keeper.ingredients())
             self._keeper.keep(traced.entry, traced.sources, traced.companions, before)
             self._kept += 1
             self._add(traced.entry)

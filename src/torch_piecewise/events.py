@@ -74,6 +74,15 @@ class GraphSplit(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PieceCompileStarted(Event):
+    """A distinct piece and a range are handed to a compiler, in this process or in a worker."""
+
+    piece: str
+    range: Range
+    compiler: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PieceCompiled(Event):
     """A compiler made an artifact for one distinct piece and one range."""
 
@@ -248,6 +257,8 @@ def _counted(event: Event) -> list[tuple[str, int]]:
             return [("graphs_captured", 1)]
         case GraphSplit(pieces=pieces, cuts=cuts, distinct=distinct):
             return [("pieces", pieces), ("cuts", cuts), ("distinct_pieces", distinct)]
+        case PieceCompileStarted():
+            return [("compiles_started", 1)]
         case PieceCompiled():
             return [("artifacts_compiled", 1)]
         case PieceLoaded(source=source):

@@ -20,7 +20,15 @@ from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.compilers.pass_records import pass_records
 from torch_piecewise.config import Config
 from torch_piecewise.errors import CompilerError
-from torch_piecewise.events import Bus, Counters, PieceCompiled, PieceFailed, PieceLoaded, StoreLookup
+from torch_piecewise.events import (
+    Bus,
+    Counters,
+    PieceCompiled,
+    PieceCompileStarted,
+    PieceFailed,
+    PieceLoaded,
+    StoreLookup,
+)
 from torch_piecewise.manager_errors import (
     first_line,
     foreign_artifact,
@@ -228,6 +236,14 @@ class CompilerManager:
 
     # -- many at once
 
+    def warm_up(self, devices: frozenset[str]) -> None:
+        """Begin what the first compilation needs, because there will be one soon.
+
+        Args:
+            devices: types of the devices that will be compiled for (``cpu``).
+        """
+        self._pool.warm_up(self.compiler, self.options, devices)
+
     def prepare(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
         """Make every unit ready; each distinct one is compiled at most once.
 
@@ -286,6 +302,10 @@ class CompilerManager:
         with turns:
             # Another process may have made some while this one waited for its turn.
             absent = units if self._kept is None else [unit for unit in units if not self._take_kept(unit)]
+            for unit in absent:
+                self.bus.emit(
+                    PieceCompileStarted(piece=unit.name, range=unit.range, compiler=self.compiler.name)
+                )
             tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
             made = list(zip(absent, self._pool.run(tasks), strict=True))
             for unit, outcome in made:

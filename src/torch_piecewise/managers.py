@@ -27,9 +27,8 @@ class Managers:
         self._store = store
         self._made: dict[Ambient, CompilerManager] = {}
         self.compiler = make_compiler(config.backend)
-        options_of(
-            config, self.compiler, Ambient.now()
-        )  # what they contradict is told before anything is traced
+        # What contradicts each other is told before anything is traced.
+        options_of(config, self.compiler, Ambient.now())
 
     def of(self, ambient: Ambient) -> CompilerManager:
         """The manager for calls under these settings of torch."""
@@ -45,7 +44,7 @@ class Managers:
         return manager
 
     def _compiler_for(self, ambient: Ambient) -> Compiler:
-        if ambient.grad_enabled and self.compiler.name == "inductor":
-            # Standalone artifacts are made for inference; gradients need the in-memory compiler.
+        if ambient.grad_enabled and self.compiler.name in ("inductor", "aot_inductor"):
+            # Their artifacts are made for inference; gradients need the in-memory compiler.
             return make_compiler("inductor_memory")
         return self.compiler

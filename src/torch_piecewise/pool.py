@@ -16,7 +16,8 @@ from torch_piecewise.errors import FingerprintError
 from torch_piecewise.graph_bytes import to_bytes
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
-from torch_piecewise.worker import Worker, WorkerError
+from torch_piecewise.worker import WorkerError
+from torch_piecewise.workers import Workers, shared_workers
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -47,6 +48,41 @@ class CompileTask:
         return result, time.monotonic() - start
 
 
+@dataclass(frozen=True)
+class _InWorker:
+    """A task as it is sent away: torch is set there as it is here."""
+
+    task: CompileTask
+    passes: str
+
+    @classmethod
+    def of(cls, task: CompileTask) -> _InWorker:
+        return cls(task, _passes(task.options))
+
+    def run(self) -> Outcome:
+        if _passes(self.task.options) != self.passes:
+            # A worker lives long: the code of a pass may have been loaded anew where the task comes from.
+            raise RuntimeError("the passes do something else here")
+        self.task.options.ambient.apply_to_process()
+        return self.task.run()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a worker does before its first task: load the compiler, begin what it needs once."""
+
+    compiler: Compiler
+    options: CompileOptions
+    devices: frozenset[str]
+
+    def run(self) -> Outcome:
+        start = time.monotonic()
+        warm_up = getattr(self.compiler, "warm_up", None)
+        if warm_up is not None:
+            warm_up(self.options, self.devices)
+        return None, time.monotonic() - start
+
+
 class CompilePool:
     """Runs compile tasks, on worker processes beside this one where that pays.
 
@@ -57,20 +93,40 @@ class CompilePool:
     Args:
         workers: processes to start at most, beside this one; 0 compiles everything here.
         on_progress: called with (done, total, seconds) after each task.
+        lender: where workers come from; None for those that the whole process shares.
     """
 
     def __init__(
-        self, workers: int = 0, on_progress: Callable[[int, int, float], None] | None = None
+        self,
+        workers: int = 0,
+        on_progress: Callable[[int, int, float], None] | None = None,
+        lender: Workers | None = None,
     ) -> None:
         self._limit = workers
         self._on_progress = on_progress
-        self._lock = threading.Lock()
+        self._lender = lender if lender is not None else shared_workers()
+
+    def warm_up(self, compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> None:
+        """Start a worker now, because there will be something to compile soon.
+
+        Args:
+            devices: types of the devices that will be compiled for.
+        """
+        if not self._limit or not getattr(compiler, "can_compile_in_worker", False):
+            return
+        try:
+            preparation = _preparation(compiler, options, devices)
+        except FingerprintError as error:
+            logger.debug("no worker can compile under these settings: %s", error.got)
+            return
+        self._lender.warm(1, preparation)
 
     def run(self, tasks: Sequence[CompileTask]) -> list[Outcome]:
         """Run all tasks; outcomes in the order of ``tasks``."""
         portable = [_portable(task) for task in tasks]
-        count = min(self._limit, len([task for task in portable if task]) // WORTH_A_WORKER)
-        run = _Run(tasks, portable, self._on_progress)
+        travelling = sum(task is not None for task in portable)
+        count = min(self._limit, travelling, max(travelling // WORTH_A_WORKER, self._lender.waiting()))
+        run = _Run(tasks, portable, self._on_progress, self._lender)
         threads = [threading.Thread(target=run.serve_worker, daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
@@ -86,10 +142,18 @@ def _portable(task: CompileTask) -> bytes | None:
     if not getattr(task.compiler, "can_compile_in_worker", False):
         return None
     try:
-        return to_bytes(task)
+        return to_bytes(_InWorker.of(task))
     except FingerprintError as error:
         logger.debug("%s cannot be compiled on a worker: %s", task.piece.name, error.got)
         return None
+
+
+def _passes(options: CompileOptions) -> str:
+    return "" if options.passes is None else options.passes.fingerprint()
+
+
+def _preparation(compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> bytes:
+    return to_bytes(Preparation(compiler, options, devices))
 
 
 class _Run:
@@ -100,8 +164,10 @@ class _Run:
         tasks: Sequence[CompileTask],
         portable: Sequence[bytes | None],
         on_progress: Callable[[int, int, float], None] | None,
+        lender: Workers,
     ) -> None:
         self.tasks = tasks
+        self._lender = lender
         self.portable = portable
         self.outcomes: dict[int, Outcome] = {}
         self._waiting = list(range(len(tasks)))
@@ -131,14 +197,14 @@ class _Run:
             self._record(index, self.tasks[index].run())
 
     def serve_worker(self) -> None:
-        """Start a worker and hand it tasks until nothing waits."""
+        """Hand a worker tasks until nothing waits."""
         index: int | None = None
         try:
-            with Worker() as worker:
+            with self._lender.lent(self._preparation()) as worker:
                 while (index := self._take(portable=True)) is not None:
                     payload = self.portable[index]
                     assert payload is not None
-                    result, seconds = worker.compile(payload)
+                    result, seconds = worker.run(payload)
                     if isinstance(result, Exception):
                         self._failed.put(index)
                     else:
@@ -147,6 +213,10 @@ class _Run:
             logger.debug("a compile worker ended: %s", error)
             if index is not None:
                 self._failed.put(index)
+
+    def _preparation(self) -> bytes:
+        task = next(task for task, bytes_ in zip(self.tasks, self.portable, strict=True) if bytes_)
+        return _preparation(task.compiler, task.options, frozenset())
 
     def finish(self) -> None:
         """Compile here what workers failed at."""

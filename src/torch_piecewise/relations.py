@@ -27,13 +27,13 @@ class Relation:
     @cached_property
     def symbols(self) -> frozenset[str]:
         """The symbols it is about."""
-        return frozenset(self._code.co_names) - _FUNCTIONS.keys()
+        return frozenset(self._code.co_names) - FUNCTIONS.keys()
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether it holds; one about a symbol that ``sizes`` lacks counts as holding."""
         if not self.symbols <= sizes.keys():
             return True
-        return bool(eval(self._code, {"__builtins__": {}, **_FUNCTIONS}, dict(sizes)))
+        return bool(eval(self._code, {"__builtins__": {}, **FUNCTIONS}, dict(sizes)))
 
     @cached_property
     def _code(self) -> CodeType:
@@ -65,7 +65,7 @@ def _any(*conditions: Any) -> bool:
 
 
 # What torch's symbolic shapes print: torch/utils/_sympy/functions.py, and sympy's own relations.
-_FUNCTIONS: dict[str, Callable[..., Any] | float] = {
+FUNCTIONS: dict[str, Callable[..., Any] | float] = {
     "Eq": operator.eq,
     "Ne": operator.ne,
     "Ge": operator.ge,

@@ -9,7 +9,6 @@ from torch_piecewise.errors import ConfigError
 
 _VALUES: dict[str, tuple[Any, ...]] = {
     "mode": ("stock_torch_compile",),
-    "backend": ("aot_inductor",),
     "guards": ("full", "none"),
     "on_miss": ("background",),
 }
@@ -20,7 +19,6 @@ _FIELDS = (
     "assume_32_bit_indexing",
     "evaluate_guards",
     "cudagraph_mode",
-    "debug_dump_path",
     "signing_key_file",
 )
 """Fields that only their default leaves without effect."""
