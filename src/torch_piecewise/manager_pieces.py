@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, FingerprintError
@@ -43,6 +43,8 @@ def piece_of(graph: GraphModule | Piece, example_inputs: Sequence[Any]) -> Piece
             got=f"{graph!r} ({type(graph).__name__})",
             hint="give SplitItem.graph of an item that tp.split_graph returned",
         )
+    graph = _returning_a_tuple(graph)
+    _check_examples(graph, example_inputs)
     ensure_example_values(graph, example_inputs)
     _sources, fakes, shape_env = placeholder_facts(graph)
     item = SplitItem(submod_name="graph", graph_id=0, is_splitting_graph=False, graph=graph)
@@ -55,6 +57,29 @@ def piece_of(graph: GraphModule | Piece, example_inputs: Sequence[Any]) -> Piece
             hint="run graph.forward as it is",
         )
     return described
+
+
+def _returning_a_tuple(graph: GraphModule) -> GraphModule:
+    """``graph``, or where it returns something else than a tuple a copy of it that returns that in one."""
+    (output,) = graph.graph.find_nodes(op="output")
+    if isinstance(output.args[0], (tuple, list)):
+        return graph
+    copied = Graph()
+    copied.output((copied.graph_copy(graph.graph, {}),))
+    return GraphModule(graph, copied)
+
+
+def _check_examples(graph: GraphModule, example_inputs: Sequence[Any]) -> None:
+    inputs = graph.graph.find_nodes(op="placeholder")
+    if all("example_value" in node.meta or "val" in node.meta for node in inputs):
+        return
+    if len(example_inputs) != len(inputs):
+        raise CompileError(
+            "This graph does not say what its inputs are",
+            expected=f"example_inputs, one for each of {', '.join(str(node.target) for node in inputs)}",
+            got=f"{len(example_inputs)} of them",
+            hint="give tensors like those it will be called with; fake ones keep sizes dynamic",
+        )
 
 
 def identity(piece: Piece) -> str:
