@@ -81,6 +81,8 @@ OTHER: dict[str, dict[str, object]] = {
     "compile_threads": {"compile_threads": 2},
     "debug_dump_path": {"debug_dump_path": "dump"},
     "on_piece_error": {"on_piece_error": "eager"},
+    "on_slow_piece": {"on_slow_piece": "eager"},
+    "count_calls": {"count_calls": True},
 }
 
 NOT_IN_KEYS = {
@@ -99,6 +101,8 @@ NOT_IN_KEYS = {
     "on_miss",
     "compile_threads",
     "debug_dump_path",
+    "on_slow_piece",
+    "count_calls",
 }
 
 some_fields = st.lists(st.sampled_from(sorted(OTHER)), unique=True, max_size=6)
@@ -141,6 +145,8 @@ def test_defaults_are_the_documented_ones():
         "cudagraph_mode": CUDAGraphMode.NONE,
         "on_miss": "compile",
         "on_piece_error": "raise",
+        "on_slow_piece": "keep",
+        "count_calls": False,
         "compile_threads": None,
         "compile_ranges_endpoints": (),
         "compile_sizes": (),

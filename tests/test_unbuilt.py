@@ -12,9 +12,6 @@ from torch_piecewise.errors import ConfigError
 @pytest.mark.parametrize(
     "field",
     [
-        {"mode": "stock_torch_compile"},
-        {"guards": "full"},
-        {"guards": "none"},
         {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
         {"cudagraph_mode": "piecewise"},

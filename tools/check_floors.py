@@ -27,17 +27,20 @@ DOOR = "__init__"
 FLOORS: dict[str, tuple[str, ...]] = {
     # What is built with the library as its users build: through the door.
     "6c": ("cli",),
-    "6b": ("demo",),
+    "6b": ("demo", "seeing_cli"),
     "6a": (DOOR,),
-    "5": ("api", "cache_cli", "testing", "report", "integrations"),
-    "4d": ("compiled",),
-    "4c": ("tracing",),
+    "5": ("api", "cache_cli", "testing", "integrations", "doctor"),
+    "4f": ("compiled",),
+    # What a model's handle offers for looking at it; below the handle, and knows programs only.
+    "4e": ("observing", "explaining"),
+    "4d": ("report",),
+    "4c": ("tracing", "trials"),
     "4b": ("backend", "capture", "keeping"),
-    "4a": ("entry", "managers", "record"),
+    "4a": ("entry", "managers", "record", "stand_ins"),
     "3d": ("program",),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection"),
+    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection", "whole_model"),
     "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
     "2a": (
         "normalize",
@@ -55,7 +58,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "1d": ("runtime",),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
-    "1b": ("convention", "call_checks"),
+    "1b": ("convention", "call_checks", "guard_policy"),
     "1a": ("artifact", "config", "events", "piece", "relations"),
     "0c": ("dispatch",),
     "0b": ("ranges", "tags", "completion", "ignoring"),

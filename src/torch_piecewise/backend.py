@@ -100,7 +100,7 @@ class Workshop:
             pieces=pieces,
             manager=self._managers.of(Ambient.now()),
             sizes=self._sizes(dispatch, symbols or {}),
-            relations=relations,
+            relations=() if self.config.guards == "none" else relations,
             cuts=len(cuts),
         )
         with self.bus.phase("compile"):
@@ -164,6 +164,13 @@ class PiecewiseCompileBackend:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
         refuse_unbuilt(self.config)
+        if self.config.mode == "stock_torch_compile":
+            raise ConfigError(
+                "A backend of torch.compile cannot hand its graph to torch.compile",
+                expected="mode='piecewise', 'trace_once' or 'none'",
+                got="mode='stock_torch_compile'",
+                hint="call torch.compile without this backend, or tp.compile with this mode",
+            )
         self.bus = Bus(*observers, tell, tag=current_tag())
         self.program: Program | None = None
         self._watches = watches()
@@ -182,6 +189,8 @@ class PiecewiseCompileBackend:
         Raises:
             CompileError: the object was called before: another graph needs a backend of its own.
         """
+        if self.config.mode == "none":
+            return graph.forward
         with Announcement(self._watches) as news, self._lock:
             if self.program is not None:
                 raise CompileError(

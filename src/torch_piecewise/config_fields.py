@@ -396,3 +396,23 @@ class ConfigFields:
             "manager",
         ),
     )
+    on_slow_piece: str = field(
+        default="keep",
+        metadata=_is(
+            Choice(("keep", "eager")),
+            "What happens with a piece that program.profile(inputs) finds slower than eager: it is kept, or "
+            "runs eagerly for that range until the process ends.",
+            "observing",
+            keyed=False,
+        ),
+    )
+    count_calls: bool = field(
+        default=False,
+        metadata=_is(
+            Bool(),
+            "Count calls by size, so that the report shows how much each range is used and what padding "
+            "wastes; costs well under a microsecond a call.",
+            "observing",
+            keyed=False,
+        ),
+    )

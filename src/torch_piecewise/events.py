@@ -84,12 +84,17 @@ class PieceCompileStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PieceCompiled(Event):
-    """A compiler made an artifact for one distinct piece and one range."""
+    """A compiler made an artifact for one distinct piece and one range.
+
+    Attributes:
+        fingerprint: identity of the piece, which several pieces share.
+    """
 
     piece: str
     range: Range
     compiler: str
     seconds: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,7 @@ class PieceLoaded(Event):
 
     Attributes:
         source: ``"compiled"`` (just made) or ``"store"``.
+        fingerprint: identity of the piece, which several pieces share.
     """
 
     piece: str
@@ -105,6 +111,7 @@ class PieceLoaded(Event):
     compiler: str
     source: str
     seconds: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +121,22 @@ class PieceFailed(Event):
     piece: str
     range: Range
     reason: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceKeptEager(Event):
+    """A piece was measured, and runs eagerly from now on because that is faster.
+
+    Attributes:
+        compiled, eager: medians of one call, in seconds.
+    """
+
+    piece: str
+    range: Range
+    compiled: float
+    eager: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +288,8 @@ def _counted(event: Event) -> list[tuple[str, int]]:
             return [("artifacts_loaded", 1), (f"artifacts_loaded_from_{source}", 1)]
         case PieceFailed():
             return [("pieces_failed", 1)]
+        case PieceKeptEager():
+            return [("pieces_kept_eager", 1)]
         case StoreLookup(hit=hit):
             return [("store_hits" if hit else "store_misses", 1)]
         case Recompiled():

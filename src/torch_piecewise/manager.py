@@ -42,7 +42,7 @@ from torch_piecewise.manager_store import artifacts_in, store_for
 from torch_piecewise.manager_timing import Stopwatch, Timing
 from torch_piecewise.manager_units import EVERY_SIZE, Ready, Unit
 from torch_piecewise.piece import Piece
-from torch_piecewise.pool import CompilePool, CompileTask, default_workers
+from torch_piecewise.pool import CompilePool, CompileTask, Outcome, default_workers
 from torch_piecewise.progress import Progress
 from torch_piecewise.ranges import Range
 from torch_piecewise.store import Cause, Found, Hit, Miss, OpenStore
@@ -281,6 +281,11 @@ class CompilerManager:
             self._misses.append(f"{what}: {reason}")
         self.bus.emit(StoreLookup(what=what, hit=not reason, reason=reason))
 
+    def made(self) -> Mapping[tuple[str, Range], Ready]:
+        """What is ready by now, by fingerprint and range."""
+        with self._lock:
+            return dict(self._ready)
+
     def _take_kept(self, unit: Unit) -> bool:
         """Load ``unit`` from the store; whether it was there and could be loaded."""
         if self._kept is None or unit.is_unnamed:
@@ -311,8 +316,8 @@ class CompilerManager:
             for unit, outcome in made:
                 self._ready[unit.key] = self._finish(unit, outcome)
 
-    def _finish(self, unit: Unit, outcome: Any) -> Ready:
-        result, seconds = outcome
+    def _finish(self, unit: Unit, outcome: Outcome) -> Ready:
+        result, seconds, ended = outcome
         if isinstance(result, BaseException):
             return self._failed(unit, result)
         if not isinstance(result, Artifact):
@@ -320,7 +325,14 @@ class CompilerManager:
         for record in pass_records(result.meta, unit.name, unit.range):
             self.bus.emit(record)
         self.bus.emit(
-            PieceCompiled(piece=unit.name, range=unit.range, compiler=self.compiler.name, seconds=seconds)
+            PieceCompiled(
+                piece=unit.name,
+                range=unit.range,
+                compiler=self.compiler.name,
+                seconds=seconds,
+                fingerprint=unit.fingerprint,
+                at=ended,
+            )
         )
         ready = self._load(unit, result, "compiled")
         if self._kept is not None and not unit.is_unnamed:
@@ -341,6 +353,7 @@ class CompilerManager:
                 compiler=self.compiler.name,
                 source=source,
                 seconds=time.monotonic() - start,
+                fingerprint=unit.fingerprint,
             )
         )
         return Ready(run, artifact)
@@ -348,7 +361,14 @@ class CompilerManager:
     def _failed(self, unit: Unit, error: BaseException) -> Ready:
         if not isinstance(error, Exception):
             raise error
-        self.bus.emit(PieceFailed(piece=unit.name, range=unit.range, reason=first_line(error)))
+        self.bus.emit(
+            PieceFailed(
+                piece=unit.name,
+                range=unit.range,
+                reason=first_line(error),
+                fingerprint=unit.fingerprint,
+            )
+        )
         if self._eager_on_error:
             return Ready(unit.piece.graph.forward, None)
         if isinstance(error, CompilerError):

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.errors import FingerprintError
@@ -21,8 +21,20 @@ from torch_piecewise.workers import Workers, shared_workers
 
 logger = logging.getLogger("torch_piecewise")
 
-Outcome = tuple[Any, float]
-"""The artifact a task ended with, or its exception; and the seconds it took."""
+
+class Outcome(NamedTuple):
+    """How a task ended.
+
+    Attributes:
+        result: the artifact, or the exception.
+        seconds: how long it took.
+        ended: on ``time.monotonic``'s clock of this process.
+    """
+
+    result: Any
+    seconds: float
+    ended: float
+
 
 WORTH_A_WORKER = 3
 """Tasks for each worker started: a worker costs about as long to start as two small pieces to compile."""
@@ -45,7 +57,8 @@ class CompileTask:
                 result: Any = self.compiler.compile(self.piece, self.range, self.options)
         except Exception as error:  # noqa: BLE001 - the manager knows the policy
             result = error
-        return result, time.monotonic() - start
+        ended = time.monotonic()
+        return Outcome(result, ended - start, ended)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,8 @@ class Preparation:
         warm_up = getattr(self.compiler, "warm_up", None)
         if warm_up is not None:
             warm_up(self.options, self.devices)
-        return None, time.monotonic() - start
+        ended = time.monotonic()
+        return Outcome(None, ended - start, ended)
 
 
 class CompilePool:
@@ -189,7 +203,7 @@ class _Run:
             self.outcomes[index] = outcome
             done = len(self.outcomes)
         if self._on_progress is not None:
-            self._on_progress(done, len(self.tasks), outcome[1])
+            self._on_progress(done, len(self.tasks), outcome.seconds)
 
     def serve_here(self) -> None:
         """Compile in this process until nothing waits."""
@@ -204,11 +218,11 @@ class _Run:
                 while (index := self._take(portable=True)) is not None:
                     payload = self.portable[index]
                     assert payload is not None
-                    result, seconds = worker.run(payload)
+                    result, seconds, *_ = worker.run(payload)
                     if isinstance(result, Exception):
                         self._failed.put(index)
                     else:
-                        self._record(index, (result, seconds))
+                        self._record(index, Outcome(result, seconds, time.monotonic()))
         except WorkerError as error:
             logger.debug("a compile worker ended: %s", error)
             if index is not None:

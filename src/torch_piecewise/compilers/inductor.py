@@ -97,6 +97,13 @@ class InductorCompiler:
         with tempfile.TemporaryDirectory(prefix="torch-piecewise-") as folder:
             return load_generated_code(payload["source"], _on_disk(artifact.files, Path(folder)))
 
+    def readable(self, artifact: Artifact) -> str:
+        """The generated wrapper with its kernels' sources; empty where the artifact holds torch's binary."""
+        if not artifact.payload:
+            return ""
+        source = pickle.loads(artifact.payload)["source"]
+        return source if isinstance(source, str) else ""
+
 
 def _on_disk(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:
     """Every file as a path; a shared object that is mapped may lose its name in the file system."""
