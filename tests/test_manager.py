@@ -369,9 +369,9 @@ class LoadsNothing(Bare):
         (
             ReturnsAnothers(),
             (
-                "Compiler 'bare' was handed an artifact of another compiler for graph\n"
+                "Compiler 'bare' was handed an artifact it did not make for graph\n"
                 "  expected: an artifact of 'bare'\n"
-                "  got: one of 'inductor'\n"
+                "  got: Artifact of 'inductor'\n"
                 "  to do: Artifact.compiler has to be the name of the compiler that made it and loads it"
             ),
         ),

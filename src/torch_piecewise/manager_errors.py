@@ -20,9 +20,9 @@ def no_artifact(unit: Unit, compiler: str, result: object) -> CompilerError:
 def foreign_artifact(unit: Unit, compiler: str, artifact: Artifact) -> CompilerError:
     """The artifact is not of the compiler that is to load it."""
     return CompilerError(
-        f"Compiler {compiler!r} was handed an artifact of another compiler for {unit.name}",
+        f"Compiler {compiler!r} was handed an artifact it did not make for {unit.name}",
         expected=f"an artifact of {compiler!r}",
-        got=f"one of {artifact.compiler!r}",
+        got=f"{type(artifact).__name__} of {artifact.compiler!r}",
         hint="Artifact.compiler has to be the name of the compiler that made it and loads it",
     )
 
