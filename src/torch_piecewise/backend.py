@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -20,10 +19,10 @@ from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
-from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
+from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
-from torch_piecewise.fingerprint import fingerprint
 from torch_piecewise.inspection import Inspection, tell
+from torch_piecewise.manager_pieces import identity
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
@@ -155,20 +154,11 @@ class Workshop:
         )
 
 
-def _identity(piece: Piece) -> str:
-    """The fingerprint of ``piece``; where it has none, a name that no other piece shares."""
-    try:
-        return fingerprint(piece)
-    except FingerprintError as error:
-        logger.info("%s is compiled for itself and not kept: %s", piece.name, error.what)
-        return f"unnamed {uuid.uuid4().hex}"
-
-
 def _info(piece: Piece | EagerPiece) -> PieceInfo:
     if isinstance(piece, EagerPiece):
         return PieceInfo(piece.name, None)
     symbols = tuple(symbol.name for symbol in piece.symbols)
-    return PieceInfo(piece.name, _identity(piece), symbols, piece.dispatch is not None)
+    return PieceInfo(piece.name, identity(piece), symbols, piece.dispatch is not None)
 
 
 class PiecewiseCompileBackend:

@@ -23,6 +23,7 @@ from torch_piecewise.config_kinds import (
 )
 from torch_piecewise.config_own_kinds import (
     ArgumentDim,
+    CompilerChoice,
     Dims,
     Function,
     GraphMode,
@@ -74,13 +75,13 @@ class ConfigFields:
             "api",
         ),
     )
-    backend: str = field(
+    backend: str | Any = field(
         default="inductor",
         metadata=_is(
-            Dotted(("inductor", "inductor_memory", "eager", "aot_inductor")),
+            CompilerChoice(("inductor", "inductor_memory", "eager", "aot_inductor")),
             "What compiles a piece: 'inductor' (artifacts that can be kept), 'inductor_memory' (compile_fx, "
             "nothing kept), 'aot_inductor' (shared objects that start without a compiler), 'eager' (the "
-            "reference), or the dotted name of a class that meets the Compiler protocol.",
+            "reference), the dotted name of a class that meets the Compiler protocol, or an instance of one.",
             "backend",
         ),
     )

@@ -166,6 +166,38 @@ class ArgumentDim:
 
 
 @dataclass(frozen=True)
+class CompilerChoice:
+    """What compiles a piece: one of a few words, the dotted name of a class, or a compiler itself."""
+
+    words: tuple[str, ...]
+
+    @property
+    def expected(self) -> str:
+        return f"{Dotted(self.words).expected}, or a compiler: an object with {', '.join(_COMPILER_VERBS)}"
+
+    def check(self, label: str, value: object) -> object:
+        if isinstance(value, str):
+            return Dotted(self.words).check(label, value)
+        if isinstance(value, type):
+            raise bad_value(label, self, value, f"give an instance, {value.__name__}(), or its dotted name")
+        missing = [verb for verb in _COMPILER_VERBS if not _has(value, verb)]
+        if missing:
+            raise bad_value(label, self, value, f"a {type(value).__name__} lacks {', '.join(missing)}")
+        return value
+
+    def parse(self, text: str) -> object:
+        return text
+
+
+_COMPILER_VERBS = ("name", "fingerprint()", "compile(piece, range, options)", "load(artifact)")
+
+
+def _has(value: object, verb: str) -> bool:
+    member = getattr(value, verb.partition("(")[0], None)
+    return callable(member) if "(" in verb else isinstance(member, str)
+
+
+@dataclass(frozen=True)
 class GraphMode:
     """A :class:`CUDAGraphMode`, its name in any case, or None for ``NONE``."""
 
