@@ -36,8 +36,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "4d": ("report",),
     "4c": ("tracing", "trials"),
     "4b": ("backend", "capture", "keeping"),
-    "4a": ("entry", "managers", "record", "stand_ins"),
-    "3d": ("program",),
+    "4a": ("entry", "managers", "record", "stand_ins", "trace_facts", "static_calls"),
+    "3e": ("program",),
+    "3d": ("replay_facts",),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
     "3a": (
@@ -49,7 +50,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "lost_gradients",
         "whole_model",
     ),
-    "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
+    "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store", "padding"),
     "2a": (
         "normalize",
         "cut_policy",
