@@ -112,12 +112,13 @@ def explain(callee: Explained, inputs: Any, *, every_break: bool = False) -> Exp
         found = [Obstacle(*one) for one in every_graph_break(callee.function, args, kwargs)]
         return Explanation(callee.title, None, obstacles=tuple(found) or (first,))
     bus.emit(GraphCaptured(nodes=len(captured.raw.graph.graph.nodes)))
-    program = Workshop(callee.config, bus, Managers(callee.config, bus, None)).draft(
+    program = Workshop(callee.config, bus, Managers(callee.config, bus, None)).build(
         captured.raw.graph,
         shape_env=captured.raw.shape_env,
         relations=captured.relations,
         dispatch=captured.dispatch,
         symbols=captured.symbols,
+        prepare=False,
     )
     report = collect(Recording(callee.title, callee.config, [program], recorder.recorded()))
     return Explanation(callee.title, report, _to_compile(program))

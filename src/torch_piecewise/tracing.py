@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
 from collections.abc import Callable, Iterable
@@ -90,6 +91,7 @@ class Tracer:
                 relations=captured.relations,
                 dispatch=captured.dispatch,
                 symbols=captured.symbols,
+                arguments=call.bound.arguments.keys(),
                 inspection=inspection,
             )
         bound = call.bound
@@ -100,7 +102,10 @@ class Tracer:
             frame[owner_name] = self._owner
         specs = [describe_input(fake) for fake in raw.fakes]
         shape = CallShape(bound.signature, self._owner, raw.traced)
-        entry = Entry(convention_of(raw, owner_name, frame, specs, changed), shape, program)
+        convention = convention_of(raw, owner_name, frame, specs, changed)
+        if self._config.guards == "none":
+            convention = dataclasses.replace(convention, checks=(), unchecked=True)
+        entry = Entry(convention, shape, program, raw.full_guards)
         inspection.add("transformed_code.py", entry.source)
         return Traced(
             entry=entry,

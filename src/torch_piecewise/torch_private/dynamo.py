@@ -21,6 +21,7 @@ from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
 
 from torch_piecewise.convention import TAIL_ARGUMENT
+from torch_piecewise.torch_private.full_guards import FullGuards, full_guards
 from torch_piecewise.torch_private.settings import patched
 
 GraphBreak = (Unsupported, UncapturedHigherOrderOpError, UserError)
@@ -68,6 +69,7 @@ class RawCapture:
         traced: the traced function.
         traced_code: every code object that was inlined.
         written_attributes: names of the attributes that the tail writes.
+        full_guards: all of Dynamo's guards; None where they were not asked for.
     """
 
     graph: GraphModule
@@ -82,6 +84,7 @@ class RawCapture:
     traced: types.FunctionType
     traced_code: tuple[types.CodeType, ...]
     written_attributes: frozenset[str]
+    full_guards: FullGuards | None = None
 
 
 def capture_fullgraph(
@@ -91,6 +94,7 @@ def capture_fullgraph(
     *,
     shape_settings: Mapping[str, Any],
     dynamo_settings: Mapping[str, Any],
+    with_full_guards: bool = False,
 ) -> RawCapture:
     """Trace ``function(*args, **kwargs)`` as one graph without running it; an empty one without operations.
 
@@ -100,10 +104,13 @@ def capture_fullgraph(
     Args:
         shape_settings: patches for ``torch.fx.experimental._config`` during the trace.
         dynamo_settings: patches for ``torch._dynamo.config`` during the trace.
+        with_full_guards: make Dynamo's own guards as well.
 
     Raises:
         GraphBreak: Dynamo cannot trace it whole.
+        ShapeError: a full guard fixes a dim that was marked as dynamic.
     """
+    traced, _self = convert_frame.get_traced_fn(function)
     with (
         get_metrics_context(),
         dynamo_timed("torch_piecewise.capture"),
@@ -111,14 +118,14 @@ def capture_fullgraph(
         patched(torch._dynamo.config, dynamo_settings),
     ):
         output = convert_frame.fullgraph_capture(function, args, kwargs)
-    frame = output.graph_capture_output
+        frame = output.graph_capture_output
+        guards = full_guards(frame, traced.__code__) if with_full_guards else None
     backend_input = output.backend_input
     graph = backend_input.graph_module if backend_input is not None else _empty_graph()
     shape_env = frame.output_graph.shape_env
     assert shape_env is not None
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     tail = _tail_of(frame.bytecode, backend_input.backend_id if backend_input is not None else None)
-    traced, _self = convert_frame.get_traced_fn(function)
     tail_names = _globals_of(tail)
     return RawCapture(
         graph=graph,
@@ -133,6 +140,7 @@ def capture_fullgraph(
         traced=traced,
         traced_code=tuple(frame.traced_code),
         written_attributes=_written_attributes(tail),
+        full_guards=guards,
     )
 
 
@@ -214,6 +222,11 @@ def _graph_call(instructions: list[Any], backend_id: str) -> tuple[int, int]:
 def mark_dynamic(tensor: torch.Tensor, dim: int) -> None:
     """Mark one dim of ``tensor`` as dynamic for the next trace (``torch._dynamo.mark_dynamic``)."""
     torch._dynamo.mark_dynamic(tensor, dim)
+
+
+def mark_maybe_dynamic(tensor: torch.Tensor, dim: int) -> None:
+    """Mark one dim as dynamic for the next trace, which may still fix it (``maybe_mark_dynamic``)."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dim)
 
 
 def mark_unbacked(tensor: torch.Tensor, dim: int) -> None:
