@@ -67,8 +67,10 @@ class ConfigFields:
         default="piecewise",
         metadata=_is(
             Choice(("none", "stock_torch_compile", "trace_once", "piecewise")),
-            "What is done with the model: 'none' runs it eagerly; 'stock_torch_compile' hands it to "
-            "torch.compile; 'trace_once' traces it once and compiles it uncut; 'piecewise' also cuts it.",
+            "What is done with the model: 'none' runs it eagerly; 'stock_torch_compile' hands it to plain "
+            "torch.compile, with backend, inductor_compile_config and the dynamic dims (the size of each is "
+            "then torch's 'backed' or 'unbacked'); 'trace_once' traces it once and compiles it uncut; "
+            "'piecewise' also cuts it.",
             "api",
         ),
     )
@@ -132,8 +134,9 @@ class ConfigFields:
         default=False,
         metadata=_is(
             Bool(),
-            "Keep the trace's guards on dynamic sizes and make a call that violates one an error that shows "
-            "it: finds code that fixes a dynamic size unnoticed.",
+            "Make a call an error whose size the model's own code treats apart, whatever on_guard_failure "
+            "says: the error shows the line that asked. Finds code that fixes a dynamic size unnoticed. What "
+            "torch itself assumes of 0 and 1 is not counted against the model.",
             "capture",
         ),
     )
@@ -180,8 +183,11 @@ class ConfigFields:
             Choice(("inputs", "full", "none")),
             "What each call is checked against. 'inputs': rank, dtype, device, static dims, Python scalars "
             "and None-ness of the call's arguments, training flag, grad mode, autocast, replaced parameters, "
-            "buffers and submodules; another attribute changed by hand is not noticed. 'full': all of "
-            "Dynamo's guards. 'none': nothing, the caller promises.",
+            "buffers and submodules; another attribute changed by hand is not noticed. 'full': these, and "
+            "all of Dynamo's own guards; they compare objects of this process and cannot be kept, so that "
+            "each process traces and only compiled pieces come from the store. 'none': nothing; the caller "
+            "promises that every call is like the first but for its dynamic sizes, and one that is not gets "
+            "a wrong answer.",
             "capture",
         ),
     )
