@@ -124,7 +124,8 @@ class ConfigFields:
         metadata=_is(
             Choice(("backed", "unbacked", "backed_size_oblivious")),
             "What the trace may assume about dynamic sizes. 'backed': that they are not 0 or 1 and whatever "
-            "else the example's size decides. 'unbacked': nothing; code that asks fails to trace. "
+            "else the example's size decides; sizes 0 and 1 get traces of their own. 'unbacked': nothing; "
+            "code that asks fails to trace. "
             "'backed_size_oblivious': nothing about 0 and 1 unless the model's own code asks, and then a "
             "real guard is kept, so that size 1 is served by the same program without a wrong answer.",
             "capture",
@@ -144,7 +145,8 @@ class ConfigFields:
         default=False,
         metadata=_is(
             Bool(),
-            "Let Inductor index every tensor with 32 bits; true only where no tensor has 2**31 elements.",
+            "Let Inductor index every tensor with 32 bits. A promise that no tensor of the graph has 2**31 "
+            "elements or more: a size for which one would have is an error, unless guards='none'.",
             "compilers",
         ),
     )

@@ -69,7 +69,7 @@ class Managers:
         return self._made[ambient]
 
     def _make(self, ambient: Ambient) -> CompilerManager:
-        settings = dict(self._config.inductor_compile_config)
+        settings = self._config.inductor_settings()
         settings.pop(POST_GRAD_HOOK, None)  # the plan holds what the user put there
         options = CompileOptions(settings, self._passes, ambient)
         compiler = self._compiler_for(ambient)
