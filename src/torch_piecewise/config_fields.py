@@ -23,10 +23,13 @@ from torch_piecewise.config_kinds import (
 )
 from torch_piecewise.config_own_kinds import (
     ArgumentDim,
+    CompilerChoice,
     Dims,
+    Function,
     GraphMode,
     SplittingOp,
     own_copy,
+    pad_value,
     pass_entry,
     pass_options,
 )
@@ -74,13 +77,13 @@ class ConfigFields:
             "api",
         ),
     )
-    backend: str = field(
+    backend: str | Any = field(
         default="inductor",
         metadata=_is(
-            Dotted(("inductor", "inductor_memory", "eager", "aot_inductor")),
+            CompilerChoice(("inductor", "inductor_memory", "eager", "aot_inductor")),
             "What compiles a piece: 'inductor' (artifacts that can be kept), 'inductor_memory' (compile_fx, "
             "nothing kept), 'aot_inductor' (shared objects that start without a compiler), 'eager' (the "
-            "reference), or the dotted name of a class that meets the Compiler protocol.",
+            "reference), the dotted name of a class that meets the Compiler protocol, or an instance of one.",
             "backend",
         ),
     )
@@ -239,12 +242,82 @@ class ConfigFields:
         metadata=_is(Int(0), "Runs without capture before each capture.", "cudagraphs", keyed=False),
     )
     cudagraph_copy_inputs: bool = field(
-        default=False,
+        default=True,
         metadata=_is(
             Bool(),
-            "Copy dynamic inputs into buffers of our own before a replay. False: the caller passes the same "
-            "memory at each call.",
+            "Copy what changes from call to call into buffers of our own before a replay. False: the caller "
+            "passes the same memory at each call, padded; other calls run without static graphs.",
             "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_capture: str = field(
+        default="on_call",
+        metadata=_is(
+            Choice(("on_call", "between_calls")),
+            "When a size is captured that warmup() did not capture. 'on_call': in a call of it, after "
+            "cudagraph_num_of_warmups calls. 'between_calls': when the handle's capture_pending() is called. "
+            "capture_only_in_warmup=True: never.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_padding: str = field(
+        default="auto",
+        metadata=_is(
+            Choice(("auto", "always", "never")),
+            "Whether calls are padded to the next captured size. 'auto': unless the traced graph shows that "
+            "this would change results. 'always': you promise that it does not. 'never': only calls of a "
+            "captured size replay.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_pad_values: Mapping[str, float | int | bool] = field(
+        default=FrozenMap(),
+        metadata=_is(
+            Table("from an argument's name to a number", pad_value),
+            "What named arguments are padded with, {'slots': -1}. Others are padded with 0.",
+            "cudagraphs",
+        ),
+    )
+    cudagraph_outputs: str = field(
+        default="copy",
+        metadata=_is(
+            Choice(("copy", "refuse")),
+            "What a replay hands out. 'copy': results of their own. 'refuse': the graph's memory; the next "
+            "replay is an error while any of it is held.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_lora_counts: Sequence[int] = field(
+        default=(),
+        metadata=_is(
+            Items(Int(0), "[0, 1, 4]", in_order),
+            "Numbers of active adapters that get captures of their own, 0 for none; calls say theirs in "
+            "forward_context. Empty: the model has no adapters.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_tokens_per_request: int = field(
+        default=1,
+        metadata=_is(
+            Int(1),
+            "Tokens of each request of a uniform decode batch; more than 1 with drafted tokens.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_uniform_when: str | Callable[..., Any] | None = field(
+        default=None,
+        metadata=_is(
+            OrNone(Function()),
+            "Tells a uniform decode batch from others where no forward_context does: gets the call's tensor "
+            "arguments by name, returns a bool. None: no batch is.",
+            "cudagraphs",
+            keyed=False,
         ),
     )
     capture_only_in_warmup: bool = field(
@@ -289,8 +362,10 @@ class ConfigFields:
         default=None,
         metadata=_is(
             OrNone(Dotted()),
-            "Dotted name of the class that captures and replays on this device. None: CUDA graphs.",
+            "Dotted name of the class that captures and replays on this device. None: CUDA graphs on a GPU; "
+            "elsewhere a warning, and calls run without static graphs.",
             "cudagraphs",
+            keyed=False,
         ),
     )
 

@@ -33,6 +33,7 @@ class Entry:
 
     Attributes:
         source: the generated function, for people.
+        watched: positions of the graph inputs whose memory ``state`` looks at on each call.
         program: what it runs.
     """
 
@@ -43,6 +44,7 @@ class Entry:
         self.program = program
         self.convention = convention
         self.state = writer.state
+        self.watched = frozenset(at for at, load in enumerate(writer.loads) if load.startswith("§state["))
         self.source = writer.source()
         scope = writer.scope
         exec(compile(self.source, "<torch-piecewise entry>", "exec"), scope)

@@ -47,6 +47,17 @@ class Relation:
         return compile(ast.fix_missing_locations(tree), f"<relation {self.text}>", "eval")
 
 
+def size_of(text: int | str, sizes: Mapping[str, int]) -> int:
+    """The size that an expression spells, as sympy prints it.
+
+    Raises:
+        NameError: it mentions a symbol that ``sizes`` lacks.
+    """
+    if isinstance(text, int):
+        return text
+    return int(eval(text, {"__builtins__": {}, **FUNCTIONS}, dict(sizes)))
+
+
 def readable(text: str, sources: Mapping[str, str]) -> str:
     """``text`` with each symbol as people write it: ``x.size(0)`` for the source ``L['x'].size()[0]``."""
     shown = {
