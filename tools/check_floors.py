@@ -41,7 +41,15 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3d": ("replay_facts",),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection", "whole_model"),
+    "3a": (
+        "workers",
+        "describe",
+        "artifact_store",
+        "model_state",
+        "inspection",
+        "lost_gradients",
+        "whole_model",
+    ),
     "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store", "padding"),
     "2a": (
         "normalize",

@@ -22,6 +22,7 @@ from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.inspection import Inspection, tell
+from torch_piecewise.lost_gradients import refuse_lost_gradients
 from torch_piecewise.manager_pieces import identity
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
@@ -98,6 +99,8 @@ class Workshop:
             pieces = self._distinct(plan, shape_env, known, dispatch)
         self._report(plan, pieces)
         with self.bus.phase("stitch"):
+            if torch.is_grad_enabled():
+                refuse_lost_gradients(graph.graph, plan.module)
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
             stitched = stitch(plan.module, cuts)
         if inspection is not None:
