@@ -151,8 +151,13 @@ def _quoted(value: Any) -> str:
 
 
 def _written(value: Any) -> str:
+    """``value`` as Python, with the quotes that the formatter of this repository wants."""
     if isinstance(value, str):
         return json.dumps(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_written(key)}: {_written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
     return repr(getattr(value, "name", value))
 
 
