@@ -61,6 +61,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "dynamic_dims",
         "call_form",
         "unbuilt",
+        "size_limits",
         "graph_bytes",
         "dumps",
         "passes",

@@ -29,6 +29,7 @@ from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.relations import Relation
 from torch_piecewise.replay_facts import ReplayFacts
+from torch_piecewise.size_limits import index_limits
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.static_calls import StaticCalls
@@ -96,7 +97,8 @@ class Workshop:
         for warning in plan.warnings:
             logger.warning("%s", warning)
         with self.bus.phase("fingerprint"):
-            pieces = self._distinct(plan, shape_env, relations, dispatch)
+            known = [relation for relation in relations if not relation.promised_by]
+            pieces = self._distinct(plan, shape_env, known, dispatch)
         self._report(plan, pieces)
         with self.bus.phase("stitch"):
             if torch.is_grad_enabled():
@@ -227,11 +229,13 @@ class PiecewiseCompileBackend:
             symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
+            limits = index_limits(graph) if self.config.assume_32_bit_indexing else ()
             self.program = Workshop(
                 self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
             ).build(
                 graph,
                 shape_env=shape_env,
+                relations=[limit for limit in limits if limit.symbols <= keep.keys()],
                 dispatch=dispatch,
                 symbols=keep,
                 inspection=Inspection(self.config, self.bus.tag, "graph"),
