@@ -174,7 +174,7 @@ def _stretch(spans: Sequence[Span]) -> Stretch:
     begin = min(span.start for span in spans)
     length = max(max(span.start + span.seconds for span in spans) - begin, 1e-6)
     lanes: dict[str, list[list[Span]]] = {}
-    for lane in ("phases", "compile", "load"):
+    for lane in ("phases", "compile", "load", "capture"):
         own = [span for span in spans if span.lane == lane]
         rows = sorted({span.row for span in own})
         if rows:
