@@ -519,6 +519,26 @@ def test_pieces_compiled_by_inductor_are_captured_and_replayed() -> None:
             same(model(x), reference(x))
 
 
+@pytest.mark.parametrize("called_in", [torch.no_grad, torch.inference_mode])
+def test_captures_and_replays_work_in_inference_mode_and_without_gradients(called_in: Any) -> None:
+    with called_in():
+        model, reference, handle = compiled(Rows(), cudagraph_capture_sizes=[4])
+        for _ in range(4):
+            x = rows(3)
+            same(model(x), reference(x))
+    assert handle.counters["calls_replayed"] == 3
+
+
+def test_warmup_runs_under_the_autocast_that_the_calls_came_under() -> None:
+    model, reference, handle = compiled(Rows(), cudagraph_capture_sizes=[4], capture_only_in_warmup=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(rows(4))
+    handle.warmup()
+    with torch.autocast("cpu", torch.bfloat16), handle.counters.expect(calls_replayed=1):
+        x = rows(4)
+        same(model(x), reference(x))
+
+
 # -- a start from the store
 
 
