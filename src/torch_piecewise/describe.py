@@ -14,7 +14,7 @@ from torch_piecewise.piece import Dim, EagerPiece, InputSpec, IntSpec, Piece, Te
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitItem
 from torch_piecewise.torch_private.nodes import example_value, storage_key
-from torch_piecewise.torch_private.ops import op_mutates, op_written_arguments
+from torch_piecewise.torch_private.ops import op_mutates, op_written_places
 from torch_piecewise.torch_private.shapes import ShapeEnv, describe_input, symbols_in
 
 _IN_PLACE_OPERATORS = frozenset(
@@ -112,7 +112,7 @@ def changed_inputs(graph: GraphModule) -> frozenset[int]:
 
 
 def _changed_operands(node: Node) -> list[Node]:
-    written = op_written_arguments(node.target)
+    written = op_written_places(node.target)
     if written is not None:
         values = [value for at, value in enumerate(node.args) if at in written]
         values += [value for name, value in node.kwargs.items() if name in written]
