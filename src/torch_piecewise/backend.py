@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from torch_piecewise.background import Background
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
@@ -99,7 +100,7 @@ class Workshop:
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
-            manager=self._managers.of(Ambient.now()),
+            tiers=self._managers.of(Ambient.now()),
             sizes=self._sizes(dispatch, symbols or {}),
             relations=() if self.config.guards == "none" else relations,
             cuts=len(cuts),
@@ -214,9 +215,9 @@ class PiecewiseCompileBackend:
             symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
-            self.program = Workshop(
-                self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
-            ).build(
+            later = Background("torch.compile")
+            managers = Managers(self.config, self.bus, store_for(self.config), later)
+            self.program = Workshop(self.config, self.bus, managers).build(
                 graph,
                 shape_env=shape_env,
                 dispatch=dispatch,

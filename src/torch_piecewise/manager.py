@@ -95,6 +95,7 @@ class CompilerManager:
         self._kept = kept
         self._eager_on_error = on_piece_error == "eager"
         self._ready: dict[tuple[str, Range], Ready] = {}
+        self._asked_store: set[tuple[str, Range]] = set()
         self._lock = threading.RLock()
 
     def warm_up(self, devices: frozenset[str]) -> None:
@@ -120,10 +121,23 @@ class CompilerManager:
                 self._make(absent)
             return {key: self._ready[key] for key in wanted}
 
+    def kept(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
+        """Those of ``units`` that are ready, or that the store has; nothing is compiled, nobody waits.
+
+        The store is asked once for each.
+        """
+        found: dict[tuple[str, Range], Ready] = {}
+        for unit in units:
+            if unit.key not in self._ready and unit.key not in self._asked_store:
+                self._asked_store.add(unit.key)
+                self._take_kept(unit)
+            if unit.key in self._ready:
+                found[unit.key] = self._ready[unit.key]
+        return found
+
     def made(self) -> Mapping[tuple[str, Range], Ready]:
         """What is ready by now, by fingerprint and range."""
-        with self._lock:
-            return dict(self._ready)
+        return self._ready.copy()
 
     def _take_kept(self, unit: Unit) -> bool:
         """Load ``unit`` from the store; whether it was there and could be loaded."""

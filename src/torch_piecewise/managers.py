@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from torch_piecewise.artifact_store import ArtifactStore
+from torch_piecewise.background import Background
 from torch_piecewise.compilers import CompileOptions, Compiler, make_compiler
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
@@ -19,6 +20,7 @@ from torch_piecewise.pool import CompilePool, default_workers
 from torch_piecewise.progress import Progress
 from torch_piecewise.store import Namespace, OpenStore, cache_root, open_store
 from torch_piecewise.store.opening import LIMIT_BYTES
+from torch_piecewise.supply import Tiers
 from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
 
 logger = logging.getLogger("torch_piecewise")
@@ -49,34 +51,52 @@ class Managers:
         config: chooses the compiler, its options and the pool.
         bus: gets the managers' events.
         store: where artifacts are kept; None to keep nothing.
+        background: where work goes that calls do not wait for; None: they wait for all of it.
     """
 
-    def __init__(self, config: Config, bus: Bus, store: OpenStore | None) -> None:
+    def __init__(
+        self, config: Config, bus: Bus, store: OpenStore | None, background: Background | None = None
+    ) -> None:
         self._config = config
         self._bus = bus
         # Artifacts do not depend on tag or rank: those who make the same piece share it.
         self._store = store.in_namespace(Namespace("artifacts")) if store is not None else None
-        self._made: dict[Ambient, CompilerManager] = {}
+        self._background = background
+        self._made: dict[Ambient, Tiers] = {}
         self.compiler = make_compiler(config.backend)
+        self._better = make_compiler(config.upgrade_to) if config.upgrade_to is not None else None
         self._passes = PassPlan.for_compile(config)
         if self._passes is not None:
             _check_runs_passes(self.compiler)
 
-    def of(self, ambient: Ambient) -> CompilerManager:
-        """The manager for calls under these settings of torch."""
+    def of(self, ambient: Ambient) -> Tiers:
+        """Who makes pieces ready for calls under these settings of torch."""
         if ambient not in self._made:
-            self._made[ambient] = self._make(ambient)
+            self._made[ambient] = self._tiers(ambient)
         return self._made[ambient]
 
-    def _make(self, ambient: Ambient) -> CompilerManager:
+    def _tiers(self, ambient: Ambient) -> Tiers:
+        lazily = self._config.on_miss == "background" and self._background is not None
+        first = self._make(self._compiler_for(ambient), ambient, later=lazily)
+        better = None
+        # The in-memory compiler stands in where gradients are recorded: nothing replaces it.
+        if self._better is not None and first.compiler is self.compiler and self._background is not None:
+            better = self._make(self._better, ambient, later=True)
+        return Tiers(first, better, self._background, lazily)
+
+    def _make(self, compiler: Compiler, ambient: Ambient, *, later: bool) -> CompilerManager:
         settings = dict(self._config.inductor_compile_config)
         settings.pop(POST_GRAD_HOOK, None)  # the plan holds what the user put there
         options = CompileOptions(settings, self._passes, ambient)
-        compiler = self._compiler_for(ambient)
+        stopped = (lambda: background.is_stopped) if later and (background := self._background) else None
         return CompilerManager(
             compiler,
             options,
-            CompilePool(default_workers(self._config.compile_threads), Progress()),
+            CompilePool(
+                default_workers(self._config.compile_threads),
+                Progress() if stopped is None else None,
+                stopped=stopped,
+            ),
             self._bus,
             self._config.on_piece_error,
             self._kept(compiler, options),
