@@ -13,7 +13,6 @@ from torch_piecewise.errors import ConfigError
     "field",
     [
         {"use_inductor_graph_partition": True},
-        {"cudagraph_mode": "piecewise"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

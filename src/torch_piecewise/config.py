@@ -134,6 +134,11 @@ class Config(ConfigFields):
             sizes.update(self.resolved_capture_sizes())
         return tuple(sorted(sizes))
 
+    def inductor_settings(self) -> dict[str, Any]:
+        """What Inductor's own configuration is patched with for every compile."""
+        own = {"assume_32bit_indexing": True} if self.assume_32_bit_indexing else {}
+        return {**own, **self.inductor_compile_config}
+
     def as_ingredients(self, name_of: Callable[[object], str] = stable_name) -> list[tuple[str, str]]:
         """The settings that can change what is compiled, as (name, text) for cache keys.
 
@@ -149,6 +154,7 @@ class Config(ConfigFields):
         meant = {
             "dispatch_on": self.dispatch_dim(),
             "compile_sizes": self.resolved_compile_sizes(),
+            "backend": self.backend if isinstance(self.backend, str) else _compiler_text(self.backend),
             "inductor_passes": list(self.inductor_passes.items()),
         }
         keyed = (name for name, setting in settings().items() if setting.keyed)
@@ -249,6 +255,11 @@ def _from_text(variable: str, name: str, text: str) -> object:
 
 def _plain_dims(dims: Mapping[str, Any] | None) -> dict[str, dict[int, str | None]]:
     return {name: dict(given) for name, given in (dims or {}).items()}
+
+
+def _compiler_text(compiler: Any) -> str:
+    """A compiler that was given as an object, by what it says of itself."""
+    return f"{compiler.name} {compiler.fingerprint()}"
 
 
 def _repr(value: object) -> str:

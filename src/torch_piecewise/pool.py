@@ -68,8 +68,16 @@ class _InWorker:
     """A task as it is sent away: torch is set there as it is here."""
 
     task: CompileTask
+    passes: str
+
+    @classmethod
+    def of(cls, task: CompileTask) -> _InWorker:
+        return cls(task, _passes(task.options))
 
     def run(self) -> Outcome:
+        if _passes(self.task.options) != self.passes:
+            # A worker lives long: the code of a pass may have been loaded anew where the task comes from.
+            raise RuntimeError("the passes do something else here")
         self.task.options.ambient.apply_to_process()
         return self.task.run()
 
@@ -124,8 +132,14 @@ class CompilePool:
         Args:
             devices: types of the devices that will be compiled for.
         """
-        if self._limit and getattr(compiler, "can_compile_in_worker", False):
-            self._lender.warm(1, _preparation(compiler, options, devices))
+        if not self._limit or not getattr(compiler, "can_compile_in_worker", False):
+            return
+        try:
+            preparation = _preparation(compiler, options, devices)
+        except FingerprintError as error:
+            logger.debug("no worker can compile under these settings: %s", error.got)
+            return
+        self._lender.warm(1, preparation)
 
     def run(self, tasks: Sequence[CompileTask]) -> list[Outcome]:
         """Run all tasks; outcomes in the order of ``tasks``.
@@ -162,10 +176,14 @@ def _portable(task: CompileTask) -> bytes | None:
     if not getattr(task.compiler, "can_compile_in_worker", False):
         return None
     try:
-        return to_bytes(_InWorker(task))
+        return to_bytes(_InWorker.of(task))
     except FingerprintError as error:
         logger.debug("%s cannot be compiled on a worker: %s", task.piece.name, error.got)
         return None
+
+
+def _passes(options: CompileOptions) -> str:
+    return "" if options.passes is None else options.passes.fingerprint()
 
 
 def _preparation(compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> bytes:
