@@ -40,7 +40,15 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3d": ("program",),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("workers", "describe", "artifact_store", "model_state", "inspection", "whole_model"),
+    "3a": (
+        "workers",
+        "describe",
+        "artifact_store",
+        "saved_artifacts",
+        "model_state",
+        "inspection",
+        "whole_model",
+    ),
     "2b": ("worker", "splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
     "2a": (
         "normalize",
