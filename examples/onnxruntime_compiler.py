@@ -167,7 +167,7 @@ def onnx_model(piece: Piece, options: CompileOptions) -> bytes:
 def refuse_outputs(piece: Piece, example: Example) -> None:
     """Outputs of an ONNX model are tensors with memory of their own, of types that NumPy has too."""
     values = [value.clone() if is_tensor(value) else value for value in example.values]
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         outputs = piece.graph(*values)
     if not all(is_tensor(value) and value.dtype in DTYPES for value in outputs):
         raise NotForOnnx("an output is no tensor, or one of a type that cannot be passed on")

@@ -16,9 +16,8 @@ from torch_piecewise.testing import RecordingCompiler
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
-ARTIFACT = Artifact(
-    "recording", "submod_2", tp.Range(1, 8), b"payload", ("size0 > 1",), {"a": b"one", "b": b""}
-)
+FILES = {"a": b"one", "b": b""}
+ARTIFACT = Artifact("recording", "submod_2", tp.Range(1, 8), b"payload", ("size0 > 1",), FILES)
 
 
 def test_a_binary_file_holds_all_of_an_artifact(tmp_path: Path) -> None:

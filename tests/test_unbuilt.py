@@ -14,7 +14,6 @@ from torch_piecewise.errors import ConfigError
     [
         {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
-        {"cudagraph_mode": "piecewise"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

@@ -50,7 +50,13 @@ class Architecture:
         config = getattr(transformers, self.config)(**self.settings)
         # The token that would end a text early must not win by chance.
         config.eos_token_id = None
-        return getattr(transformers, self.model)(config).eval()
+        model = getattr(transformers, self.model)(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # The usual initial weights are so small that a wrong attention would hardly show.
+                if parameter.dim() == 2:
+                    parameter.mul_(6)
+        return model
 
 
 _SHAPE = {

@@ -17,6 +17,8 @@ from torch.nn import Module
 from torch_piecewise.call_form import with_owner_named
 from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
+from torch_piecewise.cudagraph_mode import CUDAGraphMode
+from torch_piecewise.cudagraphs import BatchDescriptor, BudgetReport, Dispatch
 from torch_piecewise.entry import MISS, CallShape, Entry
 from torch_piecewise.errors import CaptureError, ConfigError, FingerprintError, GuardError, MissError
 from torch_piecewise.events import Bus, Counters, Recompiled
@@ -25,12 +27,14 @@ from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.observing import Observed
+from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.tags import ModelTag, current_tag
 from torch_piecewise.torch_private.modules import raised_by_model, traceable_call
 from torch_piecewise.unbuilt import refuse_unbuilt
 from torch_piecewise.whole_model import WHOLE_MODES, dims_of_mode, whole_call
 
 if TYPE_CHECKING:
+    from torch_piecewise.explaining import Explanation
     from torch_piecewise.report import Report
     from torch_piecewise.tracing import Traced, Tracer
     from torch_piecewise.trials import Profile, Verification
@@ -107,6 +111,9 @@ class CompiledCall:
         self._tracer: Tracer | None = None
         self._keeper: Keeper | None = None
         self._managers: Managers | None = None
+        self._static = StaticCalls(config, self.bus) if config.cudagraph_mode else None
+        if self._static is not None:
+            self.counters.also(self._static.counts)
         self._kept = 0
         self._is_module_call = declared is not None
         self._entries: tuple[Entry, ...] = ()
@@ -156,12 +163,38 @@ class CompiledCall:
             encoder_compile_seconds=seconds.get("encoder_compile", 0.0),
         )
 
-    def warmup(self, sizes: Iterable[int]) -> None:
-        """Look up, and compile where needed, what serves each size of the dispatch dim.
+    @property
+    def static_graphs(self) -> StaticCalls | None:
+        """What is captured, and how calls were served; None with ``cudagraph_mode="none"``."""
+        return self._static
+
+    def dispatch(self, descriptor: BatchDescriptor, *, allow_full: bool = True) -> Dispatch:
+        """Which captured batch serves this one: ``with forward_context(*handle.dispatch(descriptor))``.
+
+        Args:
+            descriptor: the batch as it is, not padded.
+            allow_full: False where this batch cannot be part of one graph.
+        """
+        if self._static is None or not self._entries:
+            return Dispatch(CUDAGraphMode.NONE, descriptor)
+        return self._static.dispatch(self._entries[0].program, descriptor, allow_full=allow_full)
+
+    def warmup(self, sizes: Iterable[int] | None = None) -> BudgetReport | None:
+        """Look up, and compile where needed, what serves each size of the dispatch dim; then capture them.
+
+        Static graphs are captured largest first, as far as the budget goes. The model runs on inputs that
+        are all padding, and writes to its caches what that gives.
+
+        Args:
+            sizes: None for the sizes that ``cudagraph_capture_sizes`` stands for.
+
+        Returns:
+            Where the budget of captures stands; None where nothing is captured.
 
         Raises:
             ConfigError: the mode compiles nothing here.
             GuardError: the callable has not been traced yet, or a trace does not hold for a size.
+            StaticGraphError: a size cannot be captured; those captured before it stay.
         """
         if self.config.mode in WHOLE_MODES:
             raise ConfigError(
@@ -170,6 +203,7 @@ class CompiledCall:
                 got="warmup(sizes)",
                 hint="call the model once with each size instead",
             )
+        wanted = None if sizes is None else tuple(sizes)
         if not self._entries:
             raise GuardError(
                 "Nothing has been traced yet",
@@ -177,9 +211,12 @@ class CompiledCall:
                 hint="call the model once, under the grad mode it will be served with",
             )
         program = self._entries[0].program
-        for size in sizes:
-            others = (size,) * (len(program.sizes.symbols) - 1)
-            program.table.find((size, *others) if others else size)
+        others = len(program.sizes.symbols) - 1
+        # A capture looks up what serves it by itself, with the other sizes of the calls so far.
+        looks_up = self._static is None or others <= 0
+        for size in wanted or () if looks_up else ():
+            program.table.find((size,) * (others + 1) if others > 0 else size)
+        return self._static.warmup(program, wanted) if self._static is not None else None
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Report:
         """What was recorded of this model: cut graph, timeline, use, misses; see :meth:`Observed.report`."""
@@ -193,15 +230,29 @@ class CompiledCall:
         """Each piece's time against eager's; see :meth:`Observed.profile`."""
         return self.observed.profile(self._entries, inputs, rounds=rounds, bus=self.bus)
 
+    def explain(self, inputs: Any, *, every_break: bool = False) -> Explanation:
+        """What compiling for such a call would do, without compiling; see :func:`explaining.explain`."""
+        # Imported for its cost: tracing loads Dynamo.
+        from torch_piecewise.explaining import Explained, explain
+
+        self._choose_function()
+        callee = Explained(self._label, self._function, self._signature, self._dims, self.config)
+        return explain(callee, inputs, every_break=every_break)
+
     def count_calls(self) -> None:
         """From now on count calls by size, for the report; as the setting ``count_calls`` does."""
         self.observed.count_calls(self._entries)
 
     def restore(self) -> None:
-        """Give the model its own, uncompiled call back; a function runs uncompiled from here on."""
+        """Give the model its own, uncompiled call back; a function runs uncompiled from here on.
+
+        What was captured is given up.
+        """
         with self._lock:
             self._calls = (self._original,)
             self._on_restore()
+        if self._static is not None:
+            self._static.clear()
 
     # -- tracing
 
@@ -312,6 +363,10 @@ class CompiledCall:
         inspection.add("ingredients.json", self._keeper.ingredients())
 
     def _add(self, entry: Entry) -> None:
+        if self._static is not None:
+            entry.state.on_other_memory = self._static.serve(
+                entry.program, entry.watched if self.config.guards != "none" else frozenset()
+            )
         self.observed.added(entry)
         self._entries = (entry, *self._entries)
         self._calls = tuple(one.call for one in self._entries)

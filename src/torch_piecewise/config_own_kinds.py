@@ -219,6 +219,38 @@ class GraphMode:
         return text
 
 
+@dataclass(frozen=True)
+class Function:
+    """Something to call, or the dotted name of it."""
+
+    @property
+    def expected(self) -> str:
+        return "a function, or a dotted name such as 'package.module.name'"
+
+    def check(self, label: str, value: object) -> object:
+        if callable(value):
+            return value
+        try:
+            return Dotted().check(label, value)
+        except ConfigError:
+            raise bad_value(label, self, value) from None
+
+    def parse(self, text: str) -> object:
+        return text
+
+
+def pad_value(label: str, value: object) -> object:
+    """A number to pad an argument with."""
+    if isinstance(value, bool | int | float):
+        return value
+    raise ConfigError(
+        f"{label} has a value it cannot have",
+        expected="a number",
+        got=f"{value!r} ({type(value).__name__})",
+        hint="give the value that is harmless to the model, such as -1 for a cache slot",
+    )
+
+
 def pass_entry(label: str, value: object) -> object:
     """A graph pass: something to call with a graph, or the dotted name of one."""
     if callable(value):

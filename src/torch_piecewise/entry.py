@@ -33,6 +33,7 @@ class Entry:
 
     Attributes:
         source: the generated function, for people.
+        watched: positions of the graph inputs whose memory ``state`` looks at on each call.
         program: what it runs.
     """
 
@@ -43,6 +44,7 @@ class Entry:
         self.program = program
         self.convention = convention
         self.state = writer.state
+        self.watched = frozenset(at for at, load in enumerate(writer.loads) if load.startswith("§state["))
         self.source = writer.source()
         scope = writer.scope
         exec(compile(self.source, "<torch-piecewise entry>", "exec"), scope)
@@ -86,7 +88,7 @@ class Entry:
     def size_error(self, *args: Any, **kwargs: Any) -> GuardError | None:
         """What ``evaluate_guards`` says of a call that fits in all but what the model asked of its sizes."""
         relation = self._explain(*args, **kwargs)
-        if not isinstance(relation, Relation) or relation.assumed:
+        if not isinstance(relation, Relation) or relation.assumed or relation.promised_by:
             return None
         error = self.program.rejection(relation, self._key(*args, **kwargs))
         return evaluation_error(error.expected or "", error.got or "")

@@ -164,6 +164,7 @@ class Keeper:
             program.relations,
             program.cuts,
             Ambient.now(),
+            program.facts,
         )
         try:
             blobs: dict[str, bytes | BlobRef] = {"program": to_bytes(record)}
@@ -244,6 +245,7 @@ class Keeper:
             sizes=record.sizes,
             relations=record.relations,
             cuts=record.cuts,
+            facts=record.facts,
         )
         return Entry(record.convention, shape, program)
 

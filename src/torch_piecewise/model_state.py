@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_
@@ -34,6 +34,9 @@ class StateInput:
 class State:
     """The tensors and submodules a program reads beside its arguments; notices when one is replaced.
 
+    Attributes:
+        on_other_memory: called when a tensor was replaced or moved, before the call that brought it runs.
+
     Args:
         inputs: tensors that are graph inputs and no arguments.
         children: ``(path, _modules dict, name)`` of every submodule on the way to them.
@@ -58,6 +61,7 @@ class State:
         hooks = [one for module in modules for one in hook_tables(module)]
         self._no_hooks = tuple(table for table in hooks if not table)
         self._hooks = tuple((table, list(table)) for table in hooks if table)
+        self.on_other_memory: Callable[[], object] = lambda: None
         self.accept([entry.holder[entry.key] for entry in self.inputs if entry.holder is not None])
 
     def accept(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -71,6 +75,7 @@ class State:
 
     def difference(self, tensors: Sequence[torch.Tensor]) -> str | None:
         """What no longer fits, for people; None, and ``tensors`` accepted, where everything does."""
+        self.on_other_memory()
         for entry, tensor in zip(self.inputs, tensors, strict=True):
             wrong = _tensor_difference(tensor, entry.spec)
             if wrong is not None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 from torch.fx import GraphModule
 
 from torch_piecewise.artifact import Artifact, guard_name
+from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_call
 from torch_piecewise.dispatch import SizeTable, serving_range
-from torch_piecewise.errors import GuardError
+from torch_piecewise.errors import ConfigError, GuardError
+from torch_piecewise.guard_policy import limit_error
 from torch_piecewise.manager import CompilerManager, Ready, Unit
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.ranges import UNBOUNDED, Range
 from torch_piecewise.relations import Relation, readable
+from torch_piecewise.replay_facts import ReplayFacts
 from torch_piecewise.stitching import Runner, Stitched
 
 ANY_SIZE = Range(0, UNBOUNDED)
@@ -39,6 +43,19 @@ class Sizes:
     exact: tuple[int, ...] = ()
     symbols: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+
+
+class LineKind(Enum):
+    """How the straight line is bound."""
+
+    PLAIN = auto()
+    """Splitting ops are called by their bodies."""
+
+    UNDER_MODES = auto()
+    """Splitting ops go through the dispatcher, where something watches it."""
+
+    CAPTURED = auto()
+    """Pieces and cuts are marked for a capture."""
 
 
 SizeKey = int | tuple[int, ...]
@@ -136,6 +153,7 @@ class Program:
         sizes: for which sizes.
         relations: what the trace relied on.
         cuts: how many pieces run eagerly because they hold splitting ops.
+        facts: what replaying its calls has to know; None where nothing is captured.
     """
 
     def __init__(
@@ -148,19 +166,34 @@ class Program:
         sizes: Sizes,
         relations: Sequence[Relation],
         cuts: int,
+        facts: ReplayFacts | None = None,
     ) -> None:
         self.cuts = cuts
+        self.facts = facts
         self.stitched = stitched
         self.pieces = pieces
         self.sizes = sizes
         self.relations = tuple(relations)
         self._manager = manager
-        self._lines = (stitched.replaced(body_of), stitched)
-        self._runners: dict[tuple[Range, bool], Runner] = {}
+        self._lines = {LineKind.PLAIN: stitched.replaced(body_of), LineKind.UNDER_MODES: stitched}
+        if facts is not None:
+            self._lines[LineKind.CAPTURED] = facts.line.replaced(body_of)
+        self._runners: dict[tuple[Range, LineKind], Runner] = {}
         self._eager: set[tuple[str, Range]] = set()
         self._lock = threading.RLock()
-        self.table: SizeTable[SizeKey, Runner] = SizeTable(lambda key: self._resolve(key, modes=False))
-        self.mode_table: SizeTable[SizeKey, Runner] = SizeTable(lambda key: self._resolve(key, modes=True))
+        self._around: Callable[[SizeKey, Runner], Runner] = lambda _key, runner: runner
+        self.table: SizeTable[SizeKey, Runner] = SizeTable(
+            lambda key: self._around(key, self._resolve(key, LineKind.PLAIN))
+        )
+        self.mode_table: SizeTable[SizeKey, Runner] = SizeTable(self._watched)
+        self.capture_table: SizeTable[SizeKey, Runner] = SizeTable(
+            lambda key: self._resolve(key, LineKind.CAPTURED)
+        )
+
+    def serve_through(self, around: Callable[[SizeKey, Runner], Runner]) -> None:
+        """Let calls run through what ``around`` makes of each size's straight line."""
+        self._around = around
+        self.table.forget()
 
     any_size = ANY_SIZE
 
@@ -187,15 +220,26 @@ class Program:
         values = (key,) if isinstance(key, int) else key
         return dict(zip(self.sizes.symbols, values, strict=False))
 
+    def _watched(self, key: SizeKey) -> Runner:
+        """The line for calls that a dispatch mode watches; a recorder of operations may be that mode."""
+        line = self._resolve(key, LineKind.UNDER_MODES)
+        if self.facts is None:
+            return line
+
+        def run(*args: Any) -> tuple[Any, ...]:
+            return (self.capture_table.find(key) if capture_in_progress() else line)(*args)
+
+        return run
+
     def violated(self, key: SizeKey) -> Relation | None:
         """The first condition of the trace that does not hold for a call of these sizes."""
         sizes = self.values_of(key)
         return next((relation for relation in self.relations if not relation.holds(sizes)), None)
 
-    def _resolve(self, key: SizeKey, *, modes: bool) -> Runner:
+    def _resolve(self, key: SizeKey, kind: LineKind) -> Runner:
         sizes = self._checked(key)
         with self._lock:
-            return self._runner(sizes, modes)
+            return self._runner(sizes, kind)
 
     def _checked(self, key: SizeKey) -> dict[str, int]:
         violated = self.violated(key)
@@ -208,13 +252,13 @@ class Program:
             return ANY_SIZE
         return serving_range(sizes[self.sizes.dispatch], self.sizes.ranges, self.sizes.exact)
 
-    def _runner(self, sizes: Mapping[str, int], modes: bool) -> Runner:
+    def _runner(self, sizes: Mapping[str, int], kind: LineKind) -> Runner:
         serving, ready = self._chosen(sizes)
         if not ready:
-            return self._bind(ready, modes, eager=True)
-        if (serving, modes) not in self._runners:
-            self._runners[serving, modes] = self._bind(ready, modes, eager=False)
-        return self._runners[serving, modes]
+            return self._bind(ready, kind, eager=True)
+        if (serving, kind) not in self._runners:
+            self._runners[serving, kind] = self._bind(ready, kind, eager=False)
+        return self._runners[serving, kind]
 
     def _chosen(self, sizes: Mapping[str, int]) -> tuple[Range, dict[str, Ready]]:
         """What serves these sizes; nothing where what the compilers relied on does not hold for them."""
@@ -240,8 +284,8 @@ class Program:
         with self._lock:
             self._eager.update(slow)
             self._runners.clear()
-            self.table.forget()
-            self.mode_table.forget()
+            for table in (self.table, self.mode_table, self.capture_table):
+                table.forget()
 
     def _ready(self, serving: Range) -> dict[str, Ready]:
         units = self.pieces.units(serving)
@@ -262,8 +306,11 @@ class Program:
                 return False
         return True
 
-    def _bind(self, ready: Mapping[str, Ready], modes: bool, *, eager: bool) -> Runner:
-        return self._lines[modes].bind(self._callables(ready, eager=eager))
+    def _bind(self, ready: Mapping[str, Ready], kind: LineKind, *, eager: bool) -> Runner:
+        callables = self._callables(ready, eager=eager)
+        if kind is LineKind.CAPTURED:
+            callables = {name: opaque_call(run) for name, run in callables.items()}
+        return self._lines[kind].bind(callables)
 
     def callables(self, size: int) -> dict[str, Callable[..., Any]]:
         """What the straight line calls for a size of the dispatch dim, by piece."""
@@ -276,11 +323,13 @@ class Program:
             found[name] = self.pieces.graph(name).forward if eager or one is None else one.run
         return found
 
-    def rejection(self, relation: Relation, key: SizeKey) -> GuardError:
+    def rejection(self, relation: Relation, key: SizeKey) -> GuardError | ConfigError:
         """What a call of these sizes is told, that violates ``relation``."""
         names = self.sizes.names
         text = readable(relation.text, names)
         got = [f"{readable(symbol, names)}={value}" for symbol, value in self.values_of(key).items()]
+        if relation.promised_by:
+            return limit_error(", ".join(got), text)
         return GuardError(
             "The sizes of this call are outside what the program was traced for",
             expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",

@@ -21,11 +21,14 @@ class Relation:
         text: an expression over symbol names, as sympy prints it: ``"Eq(s0, 2*s1)"``, ``"s0 >= 3"``.
         where: the user's line that asked, ``code  # file:line in function``, or empty.
         assumed: whether torch took it for granted of a dynamic size, and no code of the model asked.
+        promised_by: the setting whose promise it is, so that a violation is an error always; empty for what
+            the trace relied on.
     """
 
     text: str
     where: str = ""
     assumed: bool = False
+    promised_by: str = ""
 
     @cached_property
     def symbols(self) -> frozenset[str]:
@@ -42,6 +45,17 @@ class Relation:
     def _code(self) -> CodeType:
         tree = _Truth().visit(ast.parse(self.text, mode="eval"))
         return compile(ast.fix_missing_locations(tree), f"<relation {self.text}>", "eval")
+
+
+def size_of(text: int | str, sizes: Mapping[str, int]) -> int:
+    """The size that an expression spells, as sympy prints it.
+
+    Raises:
+        NameError: it mentions a symbol that ``sizes`` lacks.
+    """
+    if isinstance(text, int):
+        return text
+    return int(eval(text, {"__builtins__": {}, **FUNCTIONS}, dict(sizes)))
 
 
 def readable(text: str, sources: Mapping[str, str]) -> str:

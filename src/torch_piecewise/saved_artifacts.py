@@ -1,9 +1,9 @@
 """Single artifacts as files that people name: one binary file, or a folder of readable code.
 
-What is loaded from them runs as code, like anything in the store; unlike there, nobody but the user says where
-it comes from. A binary file carries its digest and is taken as it was written or not at all. An unpacked folder
-is there to be edited: its digests only tell what was edited, and whatever stands there is used. Both are
-refused where others could have written to them.
+What is loaded from them runs as code, like anything in the store; unlike there, nobody but the user says
+where it comes from. A binary file carries its digest and is taken as it was written or not at all. An
+unpacked folder is there to be edited: its digests only tell what was edited, and whatever stands there is
+used. Both are refused where others could have written to them.
 """
 
 from __future__ import annotations

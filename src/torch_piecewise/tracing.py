@@ -91,6 +91,7 @@ class Tracer:
                 relations=captured.relations,
                 dispatch=captured.dispatch,
                 symbols=captured.symbols,
+                arguments=call.bound.arguments.keys(),
                 inspection=inspection,
             )
         bound = call.bound

@@ -14,8 +14,6 @@ _VALUES: dict[str, tuple[Any, ...]] = {
 
 _FIELDS = (
     "use_inductor_graph_partition",
-    "assume_32_bit_indexing",
-    "cudagraph_mode",
     "signing_key_file",
 )
 """Fields that only their default leaves without effect."""

@@ -33,7 +33,13 @@ SETTINGS: dict[str, Any] = {"backend": "eager", "disable_cache": True}
 def random_model(name: str = "Llama", **settings: Any) -> Any:
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**{**SHAPE, **settings})
-    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # The usual initial weights are so small that a wrong attention would hardly show.
+            if parameter.dim() == 2:
+                parameter.mul_(10)
+    return model
 
 
 def ids(*shape: int) -> Tensor:
