@@ -29,6 +29,7 @@ from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.relations import Relation
 from torch_piecewise.replay_facts import ReplayFacts
+from torch_piecewise.size_limits import index_limits
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.static_calls import StaticCalls
@@ -72,6 +73,7 @@ class Workshop:
         symbols: Mapping[str, str] | None = None,
         arguments: AbstractSet[str] | None = None,
         inspection: Inspection | None = None,
+        prepare: bool = True,
     ) -> Program:
         """Cut, fingerprint, compile and stitch one traced graph.
 
@@ -83,6 +85,7 @@ class Workshop:
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
             arguments: names of the call's arguments; None for every input that is no parameter or buffer.
             inspection: is shown the graph before and after it is cut; None for nobody.
+            prepare: False leaves every piece uncompiled.
 
         Raises:
             PieceCompileError: a piece failed to compile.
@@ -94,7 +97,8 @@ class Workshop:
         for warning in plan.warnings:
             logger.warning("%s", warning)
         with self.bus.phase("fingerprint"):
-            pieces = self._distinct(plan, shape_env, relations, dispatch)
+            known = [relation for relation in relations if not relation.promised_by]
+            pieces = self._distinct(plan, shape_env, known, dispatch)
         self._report(plan, pieces)
         with self.bus.phase("stitch"):
             if torch.is_grad_enabled():
@@ -116,8 +120,9 @@ class Workshop:
                 TracedCall(graph, plan, dispatch, {s: sizes.names[s] for s in sizes.symbols}, arguments)
             ),
         )
-        with self.bus.phase("compile"):
-            program.prepare()
+        if prepare:
+            with self.bus.phase("compile"):
+                program.prepare()
         return program
 
     def _facts(self, call: TracedCall) -> ReplayFacts | None:
@@ -224,11 +229,13 @@ class PiecewiseCompileBackend:
             symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
+            limits = index_limits(graph) if self.config.assume_32_bit_indexing else ()
             self.program = Workshop(
                 self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
             ).build(
                 graph,
                 shape_env=shape_env,
+                relations=[limit for limit in limits if limit.symbols <= keep.keys()],
                 dispatch=dispatch,
                 symbols=keep,
                 inspection=Inspection(self.config, self.bus.tag, "graph"),

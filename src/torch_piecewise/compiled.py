@@ -34,6 +34,7 @@ from torch_piecewise.unbuilt import refuse_unbuilt
 from torch_piecewise.whole_model import WHOLE_MODES, dims_of_mode, whole_call
 
 if TYPE_CHECKING:
+    from torch_piecewise.explaining import Explanation
     from torch_piecewise.report import Report
     from torch_piecewise.tracing import Traced, Tracer
     from torch_piecewise.trials import Profile, Verification
@@ -229,6 +230,15 @@ class CompiledCall:
     def profile(self, inputs: Any, *, rounds: int = 20) -> Profile:
         """Each piece's time against eager's; see :meth:`Observed.profile`."""
         return self.observed.profile(self._entries, inputs, rounds=rounds, bus=self.bus)
+
+    def explain(self, inputs: Any, *, every_break: bool = False) -> Explanation:
+        """What compiling for such a call would do, without compiling; see :func:`explaining.explain`."""
+        # Imported for its cost: tracing loads Dynamo.
+        from torch_piecewise.explaining import Explained, explain
+
+        self._choose_function()
+        callee = Explained(self._label, self._function, self._signature, self._dims, self.config)
+        return explain(callee, inputs, every_break=every_break)
 
     def count_calls(self) -> None:
         """From now on count calls by size, for the report; as the setting ``count_calls`` does."""

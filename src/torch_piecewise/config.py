@@ -134,6 +134,11 @@ class Config(ConfigFields):
             sizes.update(self.resolved_capture_sizes())
         return tuple(sorted(sizes))
 
+    def inductor_settings(self) -> dict[str, Any]:
+        """What Inductor's own configuration is patched with for every compile."""
+        own = {"assume_32bit_indexing": True} if self.assume_32_bit_indexing else {}
+        return {**own, **self.inductor_compile_config}
+
     def as_ingredients(self, name_of: Callable[[object], str] = stable_name) -> list[tuple[str, str]]:
         """The settings that can change what is compiled, as (name, text) for cache keys.
 

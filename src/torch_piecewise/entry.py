@@ -88,7 +88,7 @@ class Entry:
     def size_error(self, *args: Any, **kwargs: Any) -> GuardError | None:
         """What ``evaluate_guards`` says of a call that fits in all but what the model asked of its sizes."""
         relation = self._explain(*args, **kwargs)
-        if not isinstance(relation, Relation) or relation.assumed:
+        if not isinstance(relation, Relation) or relation.assumed or relation.promised_by:
             return None
         error = self.program.rejection(relation, self._key(*args, **kwargs))
         return evaluation_error(error.expected or "", error.got or "")

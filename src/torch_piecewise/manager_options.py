@@ -28,7 +28,7 @@ def options_of(config: Config, compiler: Compiler, ambient: Ambient) -> CompileO
             got=f"backend {compiler.name!r}",
             hint="leave the passes out, or choose a compiler that runs them",
         )
-    settings = dict(config.inductor_compile_config)
+    settings = config.inductor_settings()
     settings.pop(POST_GRAD_HOOK, None)  # the plan holds what the user put there
     return CompileOptions(settings, passes, ambient)
 

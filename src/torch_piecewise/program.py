@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_call
 from torch_piecewise.dispatch import SizeTable, serving_range
-from torch_piecewise.errors import GuardError
+from torch_piecewise.errors import ConfigError, GuardError
+from torch_piecewise.guard_policy import limit_error
 from torch_piecewise.manager import CompilerManager, Ready, Unit
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.ranges import UNBOUNDED, Range
@@ -322,11 +323,13 @@ class Program:
             found[name] = self.pieces.graph(name).forward if eager or one is None else one.run
         return found
 
-    def rejection(self, relation: Relation, key: SizeKey) -> GuardError:
+    def rejection(self, relation: Relation, key: SizeKey) -> GuardError | ConfigError:
         """What a call of these sizes is told, that violates ``relation``."""
         names = self.sizes.names
         text = readable(relation.text, names)
         got = [f"{readable(symbol, names)}={value}" for symbol, value in self.values_of(key).items()]
+        if relation.promised_by:
+            return limit_error(", ".join(got), text)
         return GuardError(
             "The sizes of this call are outside what the program was traced for",
             expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",

@@ -14,7 +14,6 @@ _VALUES: dict[str, tuple[Any, ...]] = {
 
 _FIELDS = (
     "use_inductor_graph_partition",
-    "assume_32_bit_indexing",
     "signing_key_file",
 )
 """Fields that only their default leaves without effect."""
