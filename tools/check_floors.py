@@ -46,6 +46,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "workers",
         "describe",
         "artifact_store",
+        "saved_artifacts",
         "model_state",
         "inspection",
         "lost_gradients",
