@@ -16,7 +16,7 @@ from torch_piecewise.report.drawing import Drawing, drawing_of
 from torch_piecewise.report.facts import Kind, ProgramFacts, Report, Span
 
 _PAUSE = 30.0
-"""Seconds without anything recorded that end a stretch of the timeline; importing a compiler takes several."""
+"""Seconds without anything recorded that end a stretch; importing a compiler takes several."""
 
 _MOST_STRETCHES = 6
 _KEY = re.compile(r"\b[0-9a-f]{12,64}\b")
