@@ -29,7 +29,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "6c": ("cli",),
     "6b": ("demo",),
     "6a": (DOOR,),
-    "5": ("api", "cache_cli", "testing", "report", "integrations"),
+    "5": ("baking", "bundle_start", "api", "cache_cli", "testing", "report", "integrations"),
     "4d": ("compiled",),
     "4c": ("tracing",),
     "4b": ("backend", "capture", "keeping"),
@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3d": ("program",),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
-    "3a": ("worker", "describe", "artifact_store", "model_state"),
+    "3a": ("worker", "describe", "artifact_store"),
     "2b": ("splitting", "fingerprint", "cache_key", "compilers", "cudagraphs", "store"),
     "2a": (
         "normalize",
@@ -51,7 +51,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "graph_bytes",
         "passes",
     ),
-    "1d": ("runtime",),
+    "1e": ("runtime",),
+    "1d": ("model_state",),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
     "1b": ("convention", "call_checks"),

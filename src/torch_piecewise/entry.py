@@ -52,6 +52,7 @@ class Entry:
 
     Attributes:
         source: the generated function, for people.
+        values: what its source refers to, by name.
         program: what it runs.
     """
 
@@ -59,9 +60,11 @@ class Entry:
         writer = _EntryWriter(convention, shape, program)
         self.program = program
         self.convention = convention
+        self.shape = shape
         self.state = writer.state
         self.source = writer.source()
-        scope = writer.scope
+        self.values = writer.scope
+        scope = dict(self.values)
         exec(compile(self.source, "<torch-piecewise entry>", "exec"), scope)
         self.call: Callable[..., Any] = scope["entry"]
         self._explain: Callable[..., str | None] = scope["explain"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from torch_piecewise.artifact import guard_name
+from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.dispatch import SizeTable, serving_range
 from torch_piecewise.errors import GuardError
 from torch_piecewise.manager import CompilerManager, Ready, Unit
@@ -217,6 +217,10 @@ class Program:
 
     def _bind(self, ready: Mapping[str, Ready], modes: bool, *, eager: bool) -> Runner:
         return self._lines[modes].bind(self._callables(ready, eager=eager))
+
+    def artifacts(self, serving: Range) -> dict[str, Artifact | None]:
+        """What each piece was compiled to for one of the program's ranges; None for one that runs eagerly."""
+        return {name: one.artifact for name, one in self._ready(serving).items()}
 
     def callables(self, size: int) -> dict[str, Callable[..., Any]]:
         """What the straight line calls for a size of the dispatch dim, by piece."""

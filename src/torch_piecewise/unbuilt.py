@@ -20,7 +20,6 @@ _FIELDS = (
     "evaluate_guards",
     "cudagraph_mode",
     "debug_dump_path",
-    "signing_key_file",
 )
 """Fields that only their default leaves without effect."""
 
