@@ -63,7 +63,14 @@ OTHER: dict[str, dict[str, object]] = {
     "cudagraph_capture_sizes": {"cudagraph_capture_sizes": (1, 2)},
     "max_cudagraph_capture_size": {"max_cudagraph_capture_size": 64},
     "cudagraph_num_of_warmups": {"cudagraph_num_of_warmups": 3},
-    "cudagraph_copy_inputs": {"cudagraph_copy_inputs": True},
+    "cudagraph_copy_inputs": {"cudagraph_copy_inputs": False},
+    "cudagraph_capture": {"cudagraph_capture": "between_calls"},
+    "cudagraph_padding": {"cudagraph_padding": "never"},
+    "cudagraph_pad_values": {"cudagraph_pad_values": {"slots": -1}},
+    "cudagraph_outputs": {"cudagraph_outputs": "refuse"},
+    "cudagraph_lora_counts": {"cudagraph_lora_counts": (0, 2)},
+    "cudagraph_tokens_per_request": {"cudagraph_tokens_per_request": 3},
+    "cudagraph_uniform_when": {"cudagraph_uniform_when": "my.engine.is_decode"},
     "capture_only_in_warmup": {"capture_only_in_warmup": True},
     "check_addresses": {"check_addresses": True},
     "cudagraph_memory_budget": {"cudagraph_memory_budget": 2**30},
@@ -81,6 +88,8 @@ OTHER: dict[str, dict[str, object]] = {
     "compile_threads": {"compile_threads": 2},
     "debug_dump_path": {"debug_dump_path": "dump"},
     "on_piece_error": {"on_piece_error": "eager"},
+    "on_slow_piece": {"on_slow_piece": "eager"},
+    "count_calls": {"count_calls": True},
 }
 
 NOT_IN_KEYS = {
@@ -88,6 +97,14 @@ NOT_IN_KEYS = {
     "cudagraph_capture_sizes",
     "max_cudagraph_capture_size",
     "cudagraph_num_of_warmups",
+    "cudagraph_copy_inputs",
+    "cudagraph_capture",
+    "cudagraph_padding",
+    "cudagraph_outputs",
+    "cudagraph_lora_counts",
+    "cudagraph_tokens_per_request",
+    "cudagraph_uniform_when",
+    "static_graph_class",
     "capture_only_in_warmup",
     "check_addresses",
     "cudagraph_memory_budget",
@@ -99,6 +116,8 @@ NOT_IN_KEYS = {
     "on_miss",
     "compile_threads",
     "debug_dump_path",
+    "on_slow_piece",
+    "count_calls",
 }
 
 some_fields = st.lists(st.sampled_from(sorted(OTHER)), unique=True, max_size=6)
@@ -141,6 +160,8 @@ def test_defaults_are_the_documented_ones():
         "cudagraph_mode": CUDAGraphMode.NONE,
         "on_miss": "compile",
         "on_piece_error": "raise",
+        "on_slow_piece": "keep",
+        "count_calls": False,
         "compile_threads": None,
         "compile_ranges_endpoints": (),
         "compile_sizes": (),

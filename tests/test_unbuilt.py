@@ -12,13 +12,8 @@ from torch_piecewise.errors import ConfigError
 @pytest.mark.parametrize(
     "field",
     [
-        {"mode": "stock_torch_compile"},
-        {"guards": "full"},
-        {"guards": "none"},
         {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
-        {"cudagraph_mode": "piecewise"},
-        {"debug_dump_path": "dumps"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

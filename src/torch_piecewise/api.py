@@ -17,6 +17,7 @@ from torch_piecewise.errors import ConfigError
 from torch_piecewise.ignoring import Decision, decide, decided, is_ignored
 from torch_piecewise.torch_private import modules
 from torch_piecewise.unbuilt import refuse_unbuilt
+from torch_piecewise.whole_model import WHOLE_MODES
 
 
 def compile(
@@ -110,7 +111,8 @@ def _compile_module(module: Module, request: Request) -> Module:
     modules.set_compiled_call(module, None)
     if not request.wants(module):
         return module
-    traced = modules.traceable_call(module)
+    whole = request.settings.mode in WHOLE_MODES
+    traced = modules.uncompiled_call(module) if whole else modules.traceable_call(module)
     call = CompiledCall(
         traced,
         module,
@@ -150,6 +152,8 @@ def program_of(model: Any) -> CompiledCall:
         ConfigError: it is not compiled by this library.
     """
     call = modules.compiled_call(model) if isinstance(model, Module) else model
+    # What an integration puts around a compiled call names it.
+    call = getattr(call, "compiled_call", call)
     if not isinstance(call, CompiledCall):
         call = handle_of(model.forward if isinstance(model, Module) else model)
     if not isinstance(call, CompiledCall):

@@ -31,6 +31,28 @@ from torch_piecewise.store.base import Json
 _FILE = "file:"
 
 
+def artifact_ingredients(compiler: Compiler, options: CompileOptions) -> tuple[Ingredient, ...]:
+    """What identifies an artifact beside its piece and range.
+
+    Raises:
+        FingerprintError: a pass or a setting has no stable identity.
+    """
+    settings = tuple(
+        Ingredient(name, as_text(value, stable_name))
+        for name, value in sorted(options.inductor_config.items())
+    )
+    return (
+        torch_ingredient(),
+        python_ingredient(),
+        architecture_ingredient(host_cpu()),
+        device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        compiler_ingredient(compiler.name, compiler.fingerprint()),
+        Ingredient("inductor_compile_config", settings),
+        passes_ingredient(options.passes.named() if options.passes is not None else ()),
+        *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),
+    )
+
+
 @dataclass(frozen=True)
 class ArtifactStore:
     """Keeps and finds artifacts of one compiler under one set of options.
@@ -52,23 +74,7 @@ class ArtifactStore:
         Raises:
             FingerprintError: a pass or a setting has no stable identity, so that nothing can be kept.
         """
-        host = host_cpu()
-        settings = tuple(
-            Ingredient(name, as_text(value, stable_name))
-            for name, value in sorted(options.inductor_config.items())
-        )
-        passes = options.passes.named() if options.passes is not None else ()
-        base = (
-            torch_ingredient(),
-            python_ingredient(),
-            architecture_ingredient(host),
-            device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            compiler_ingredient(compiler.name, compiler.fingerprint()),
-            Ingredient("inductor_compile_config", settings),
-            passes_ingredient(passes),
-            *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),
-        )
-        return cls(store, base, host)
+        return cls(store, artifact_ingredients(compiler, options), host_cpu())
 
     def key(self, fingerprint: str, range: Range) -> str:
         """The key of one artifact."""

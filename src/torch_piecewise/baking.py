@@ -32,11 +32,19 @@ from torch_piecewise.torch_private import modules
 from torch_piecewise.torch_private.ops import op_name
 
 _NAMES = """
-    MISS GuardError lookup find find_under_modes modes_active owner state_of tail grad_enabled autocast Tensor
-    show sharing state key run wrong error
+    MISS GuardError lookup find find_under_modes violated modes_active owner state_of tail grad_enabled
+    autocast Tensor show sharing state key run wrong error
 """
 _PROVIDED = frozenset(_NAMES.split())
 """What the runtime gives the source of a call, and the source's own variables."""
+
+
+_ALLOWED = {
+    "mode": ("piecewise", "trace_once"),
+    "guards": ("inputs", "none"),
+    "cudagraph_mode": ("none", "NONE"),
+}
+"""Of settings that choose what stands around the pieces: what a bundle can be."""
 
 
 def bake(
@@ -114,6 +122,14 @@ def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
             got=repr(settings.backend),
             hint="leave backend out",
         )
+    for name, allowed in _ALLOWED.items():
+        if str(getattr(settings, name)) not in allowed:
+            raise ConfigError(
+                f"tp.bake does not serve {name}={str(getattr(settings, name))!r}",
+                expected=" or ".join(map(repr, allowed)),
+                got=repr(str(getattr(settings, name))),
+                hint="leave it out; tp.compile serves it",
+            )
     return settings
 
 

@@ -14,8 +14,8 @@ from torch.compiler import is_dynamo_compiling
 
 from torch_piecewise.compiled import CompiledCall
 from torch_piecewise.config import Config
-from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.tags import tag_in_force
+from torch_piecewise.whole_model import dims_of_mode
 
 _HANDLES = "__torch_piecewise_handles__"
 
@@ -117,8 +117,8 @@ def compiled_function(function: Callable[..., Any], request: Request) -> Callabl
         ConfigError: the settings name an argument that it lacks, or no dim is known to change.
     """
     handles = Handles(function, request)
-    if request.settings.mode != "none" and "self" not in inspect.signature(function).parameters:
-        dynamic_dims(function, request.settings)  # a mistake in the settings is told here, not at a call
+    if "self" not in inspect.signature(function).parameters:
+        dims_of_mode(function, request.settings)  # a mistake in the settings is told here, not at a call
     return handles.publish()
 
 

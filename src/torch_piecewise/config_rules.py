@@ -133,6 +133,45 @@ def _failure_needs_guards(values: Values) -> ConfigError | None:
     )
 
 
+def _full_guards_need_a_trace(values: Values) -> ConfigError | None:
+    if values["guards"] != "full" or values["on_miss"] not in ("error", "eager"):
+        return None
+    return _clash(
+        "guards",
+        "on_miss",
+        "on_miss='compile': Dynamo's guards cannot be kept, so each process traces",
+        values,
+        "set on_miss='compile', or guards='inputs', whose checks are kept with the program",
+    )
+
+
+_ONLY_IN_PIECES: Values = {
+    "splitting_ops": None,
+    "use_inductor_graph_partition": False,
+    "evaluate_guards": False,
+    "compile_ranges_endpoints": (),
+    "compile_sizes": (),
+    "guards": "inputs",
+    "on_guard_failure": "recompile",
+    "inductor_passes": {},
+    "pass_config": {},
+}
+"""What plain torch.compile has nothing like, with the values that ask for nothing."""
+
+
+def _stock_is_plain(values: Values) -> ConfigError | None:
+    if values["mode"] != "stock_torch_compile":
+        return None
+    asked = next((name for name, none in _ONLY_IN_PIECES.items() if values[name] != none), None)
+    if asked is not None:
+        why = f"mode='piecewise', or {asked} left out: plain torch.compile has nothing like it"
+        return _clash(asked, "mode", why, values, f"leave {asked} out, or choose another mode")
+    if values["backend"] not in ("inductor", "inductor_memory", "eager"):
+        why = "backend='inductor' or 'eager', which torch.compile has too"
+        return _clash("backend", "mode", why, values, "choose one of them, or another mode")
+    return None
+
+
 RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
     _dispatch_is_dynamic,
     _misses_need_a_cache,
@@ -143,6 +182,8 @@ RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
     _captures_within_limit,
     _evaluation_needs_guards,
     _failure_needs_guards,
+    _full_guards_need_a_trace,
+    _stock_is_plain,
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch_piecewise.errors import PiecewiseError
@@ -26,6 +26,10 @@ class Event:
     """
 
     at: float = field(default_factory=time.monotonic)
+
+    def counts(self) -> tuple[tuple[str, int], ...]:
+        """What :class:`Counters` adds for it, by name."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +78,27 @@ class GraphSplit(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PieceCompileStarted(Event):
+    """A distinct piece and a range are handed to a compiler, in this process or in a worker."""
+
+    piece: str
+    range: Range
+    compiler: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PieceCompiled(Event):
-    """A compiler made an artifact for one distinct piece and one range."""
+    """A compiler made an artifact for one distinct piece and one range.
+
+    Attributes:
+        fingerprint: identity of the piece, which several pieces share.
+    """
 
     piece: str
     range: Range
     compiler: str
     seconds: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +107,7 @@ class PieceLoaded(Event):
 
     Attributes:
         source: ``"compiled"`` (just made) or ``"store"``.
+        fingerprint: identity of the piece, which several pieces share.
     """
 
     piece: str
@@ -96,6 +115,7 @@ class PieceLoaded(Event):
     compiler: str
     source: str
     seconds: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +125,22 @@ class PieceFailed(Event):
     piece: str
     range: Range
     reason: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceKeptEager(Event):
+    """A piece was measured, and runs eagerly from now on because that is faster.
+
+    Attributes:
+        compiled, eager: medians of one call, in seconds.
+    """
+
+    piece: str
+    range: Range
+    compiled: float
+    eager: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +236,12 @@ class Counters:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         self._seconds: dict[str, float] = {}
+        self._sources: tuple[Callable[[], Mapping[str, int]], ...] = ()
+
+    def also(self, source: Callable[[], Mapping[str, int]]) -> None:
+        """Ask ``source`` too from now on: for what is counted where an event each would cost too much."""
+        with self._lock:
+            self._sources = (*self._sources, source)
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -210,13 +252,16 @@ class Counters:
                 self._seconds[phase] = self._seconds.get(phase, 0.0) + event.seconds
 
     def __getitem__(self, name: str) -> int:
-        with self._lock:
-            return self._counts.get(name, 0)
+        return self.as_dict().get(name, 0)
 
     def as_dict(self) -> dict[str, int]:
         """All counts that are not zero."""
         with self._lock:
-            return dict(self._counts)
+            counts, sources = dict(self._counts), self._sources
+        # Not under the lock: sources have locks of their own, under which they emit events.
+        for source in sources:
+            counts |= {name: count + counts.get(name, 0) for name, count in source().items() if count}
+        return counts
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent per phase, summed; an encoder's apart, under ``encoder_compile`` and the like."""
@@ -248,12 +293,16 @@ def _counted(event: Event) -> list[tuple[str, int]]:
             return [("graphs_captured", 1)]
         case GraphSplit(pieces=pieces, cuts=cuts, distinct=distinct):
             return [("pieces", pieces), ("cuts", cuts), ("distinct_pieces", distinct)]
+        case PieceCompileStarted():
+            return [("compiles_started", 1)]
         case PieceCompiled():
             return [("artifacts_compiled", 1)]
         case PieceLoaded(source=source):
             return [("artifacts_loaded", 1), (f"artifacts_loaded_from_{source}", 1)]
         case PieceFailed():
             return [("pieces_failed", 1)]
+        case PieceKeptEager():
+            return [("pieces_kept_eager", 1)]
         case StoreLookup(hit=hit):
             return [("store_hits" if hit else "store_misses", 1)]
         case Recompiled():
@@ -261,4 +310,4 @@ def _counted(event: Event) -> list[tuple[str, int]]:
         case PassRecord(ran=True, matches=matches):
             return [("passes_run", 1), ("pass_matches", matches or 0)]
         case _:
-            return []
+            return list(event.counts())

@@ -80,10 +80,14 @@ class Callee:
     is_encoder: bool = False
 
     @property
+    def name(self) -> str:
+        """Of the class or function."""
+        return type(self.owner).__qualname__ if self.owner is not None else str(self.function.__qualname__)
+
+    @property
     def label(self) -> str:
         """How messages call it."""
-        name = type(self.owner).__qualname__ if self.owner is not None else self.function.__qualname__
-        return f"program {name!r} ({self.tag})"
+        return f"program {self.name!r} ({self.tag})"
 
 
 class Keeper:
@@ -104,7 +108,7 @@ class Keeper:
         self, store: OpenStore, callee: Callee, config: Config, compiler: Compiler, bus: Bus
     ) -> None:
         self._store = store.in_namespace(Namespace(callee.tag, *_rank()))
-        self._callee = callee
+        self.callee = callee
         self._bus = bus
         self._host = host_cpu()
         self.key = Key.of(_ingredients(callee, config, compiler, PassPlan.for_compile(config), self._host))
@@ -122,15 +126,19 @@ class Keeper:
             reason = self._stale(found.value)
             loaded = self._read(found.value) if reason is None else Miss(reason)
             if isinstance(loaded, Miss):
-                self._missed(f"{self._callee.label} is kept but not used: {loaded.reason}")
+                self._missed(f"{self.callee.label} is kept but not used: {loaded.reason}")
                 continue
-            self._bus.emit(StoreLookup(what=self._callee.label, hit=True))
+            self._bus.emit(StoreLookup(what=self.callee.label, hit=True))
             yield self._entry(found.value, loaded.value, shape, managers)
+
+    def ingredients(self) -> str:
+        """What the key is made of, as JSON text."""
+        return json.dumps(self.key.as_json(), indent=1)
 
     def why(self) -> str:
         """One line: the nearest kept program and what differs."""
         programs = [entry for entry in self._store.store.entries() if entry.meta.get("kind") == KIND]
-        return explain_miss(self._callee.label, nearest(self._numbered(0), programs))
+        return explain_miss(self.callee.label, nearest(self._numbered(0), programs))
 
     def turn(self) -> Any:
         """Be the only one on this root that traces and compiles this callable (a context manager)."""
@@ -156,6 +164,7 @@ class Keeper:
             program.relations,
             program.cuts,
             Ambient.now(),
+            program.facts,
         )
         try:
             blobs: dict[str, bytes | BlobRef] = {"program": to_bytes(record)}
@@ -167,7 +176,7 @@ class Keeper:
         key = self._numbered(number)
         meta: dict[str, Json] = {
             "kind": KIND,
-            "label": self._callee.label,
+            "label": self.callee.label,
             "sources": [list(pair) for pair in source_ingredients(sources).as_json()[1]],
             "cpu": self._host.as_json(),
             "pieces": len(infos),
@@ -188,7 +197,7 @@ class Keeper:
         # Worth a warning where something is kept and does not serve; an empty store is no news.
         level = logging.INFO if reason.endswith("nothing of the kind yet") else logging.WARNING
         logger.log(level, "%s", reason)
-        self._bus.emit(StoreLookup(what=self._callee.label, hit=False, reason=reason))
+        self._bus.emit(StoreLookup(what=self.callee.label, hit=False, reason=reason))
 
     def _stale(self, entry: Any) -> str | None:
         needs = CpuRequirement.from_json(entry.meta.get("cpu"))
@@ -236,6 +245,7 @@ class Keeper:
             sizes=record.sizes,
             relations=record.relations,
             cuts=record.cuts,
+            facts=record.facts,
         )
         return Entry(record.convention, shape, program)
 

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
-from pathlib import Path
-
-from torch_piecewise.artifact_store import ArtifactStore
-from torch_piecewise.compilers import CompileOptions, Compiler, make_compiler
+from torch_piecewise.compilers import Compiler, make_compiler
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
-from torch_piecewise.errors import ConfigError, FingerprintError
 from torch_piecewise.events import Bus
 from torch_piecewise.manager import CompilerManager
-from torch_piecewise.passes.plan import PassPlan
-from torch_piecewise.pool import CompilePool, default_workers
-from torch_piecewise.progress import Progress
-from torch_piecewise.store import Namespace, OpenStore, cache_root, open_store
-from torch_piecewise.store.opening import LIMIT_BYTES
-from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
-
-logger = logging.getLogger("torch_piecewise")
-
-
-@functools.cache
-def opened(root: Path, limit_bytes: int) -> OpenStore:
-    """The store at ``root``, one for the process: its locks are the process's."""
-    return open_store(root, limit_bytes=limit_bytes)
-
-
-def store_for(config: Config) -> OpenStore | None:
-    """The store that ``config`` and the environment name; None where nothing is to be kept.
-
-    Raises:
-        UntrustedError: others can write to the root; names the command that mends it.
-    """
-    if config.disable_cache:
-        return None
-    root = Path(config.cache_dir) if config.cache_dir else cache_root(os.environ)
-    return opened(root.absolute(), config.cache_size_limit or LIMIT_BYTES)
+from torch_piecewise.manager_options import options_of
+from torch_piecewise.manager_store import store_for as store_for
+from torch_piecewise.store import OpenStore
 
 
 class Managers:
@@ -54,13 +24,11 @@ class Managers:
     def __init__(self, config: Config, bus: Bus, store: OpenStore | None) -> None:
         self._config = config
         self._bus = bus
-        # Artifacts do not depend on tag or rank: those who make the same piece share it.
-        self._store = store.in_namespace(Namespace("artifacts")) if store is not None else None
+        self._store = store
         self._made: dict[Ambient, CompilerManager] = {}
         self.compiler = make_compiler(config.backend)
-        self._passes = PassPlan.for_compile(config)
-        if self._passes is not None:
-            _check_runs_passes(self.compiler)
+        # What contradicts each other is told before anything is traced.
+        options_of(config, self.compiler, Ambient.now())
 
     def of(self, ambient: Ambient) -> CompilerManager:
         """The manager for calls under these settings of torch."""
@@ -69,40 +37,14 @@ class Managers:
         return self._made[ambient]
 
     def _make(self, ambient: Ambient) -> CompilerManager:
-        settings = dict(self._config.inductor_compile_config)
-        settings.pop(POST_GRAD_HOOK, None)  # the plan holds what the user put there
-        options = CompileOptions(settings, self._passes, ambient)
         compiler = self._compiler_for(ambient)
-        return CompilerManager(
-            compiler,
-            options,
-            CompilePool(default_workers(self._config.compile_threads), Progress()),
-            self._bus,
-            self._config.on_piece_error,
-            self._kept(compiler, options),
-        )
-
-    def _kept(self, compiler: Compiler, options: CompileOptions) -> ArtifactStore | None:
-        if self._store is None:
-            return None
-        try:
-            return ArtifactStore.of(self._store, compiler, options)
-        except FingerprintError as error:
-            logger.warning("nothing compiled under these settings is kept: %s", error)
-            return None
+        manager = CompilerManager(self._config, self._bus, compiler=compiler, ambient=ambient)
+        if self._store is not None:
+            manager.keep_in(self._store)
+        return manager
 
     def _compiler_for(self, ambient: Ambient) -> Compiler:
         if ambient.grad_enabled and self.compiler.name in ("inductor", "aot_inductor"):
             # Their artifacts are made for inference; gradients need the in-memory compiler.
             return make_compiler("inductor_memory")
         return self.compiler
-
-
-def _check_runs_passes(compiler: Compiler) -> None:
-    if not getattr(compiler, "runs_passes", False):
-        raise ConfigError(
-            f"inductor_passes and pass_config have no effect with the compiler {compiler.name!r}",
-            expected="backend='inductor', or a compiler whose attribute runs_passes says that it runs them",
-            got=f"backend {compiler.name!r}",
-            hint="leave the passes out, or choose a compiler that runs them",
-        )

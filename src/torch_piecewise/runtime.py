@@ -78,6 +78,7 @@ def start(file: BundleFile, model: torch.nn.Module, find_op: FindOp) -> BundleCa
         "_tp_lookup": program.table.lookup,
         "_tp_find": program.table.find,
         "_tp_find_under_modes": program.mode_table.find,
+        "_tp_violated": program.violated,
         "_tp_modes_active": dispatch_modes_active,
         "_tp_owner": model,
         "_tp_state_of": state,
@@ -185,6 +186,14 @@ class _Program:
             if (serving, modes) not in self._bound:
                 self._bound[serving, modes] = self._bind(self._serving[serving]["pieces"], modes)
             return self._bound[serving, modes]
+
+    def violated(self, key: Any) -> str | None:
+        """Why the sizes of a call are not served, for people; None where they are."""
+        try:
+            self.table.find(key)
+        except GuardError as error:
+            return str(error)
+        return None
 
     def _bind(self, pieces: Mapping[str, str], modes: bool) -> Callable[..., Any]:
         callables = [self._code[pieces[name]] for name in self._pieces]

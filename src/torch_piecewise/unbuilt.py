@@ -8,19 +8,11 @@ from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 
 _VALUES: dict[str, tuple[Any, ...]] = {
-    "mode": ("stock_torch_compile",),
-    "guards": ("full", "none"),
     "on_miss": ("background",),
 }
 """Field -> values of it that nothing serves yet."""
 
-_FIELDS = (
-    "use_inductor_graph_partition",
-    "assume_32_bit_indexing",
-    "evaluate_guards",
-    "cudagraph_mode",
-    "debug_dump_path",
-)
+_FIELDS = ("use_inductor_graph_partition",)
 """Fields that only their default leaves without effect."""
 
 

@@ -52,6 +52,8 @@ class Ambient:
     def apply_to_process(self) -> None:
         """Set this whole process so; for processes that do nothing but compile."""
         torch.set_grad_enabled(self.grad_enabled)
+        for device in ("cpu", "cuda"):
+            torch.set_autocast_enabled(device, enabled=False)
         for device, dtype in self.autocast:
             torch.set_autocast_enabled(device, enabled=True)
             torch.set_autocast_dtype(device, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,15 @@ class InductorCompiler:
         from torch_piecewise.compilers.inductor_passes import Patches
         from torch_piecewise.torch_private.generated_code import generated_code
         from torch_piecewise.torch_private.inductor import inductor_in_memory, inductor_standalone
+        from torch_piecewise.torch_private.toolchain import with_known_cpu
 
         patches = Patches.of(options)
         compile_it = inductor_standalone if patches.keepable else inductor_in_memory
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
-        whole = compile_it(piece.graph, fakes, patches=patches.settings, cache_tag=cache_tag(range))
+        whole = compile_it(
+            piece.graph, fakes, patches=with_known_cpu(patches.settings), cache_tag=cache_tag(range)
+        )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         if not isinstance(whole, bytes):
             return LiveArtifact(
@@ -63,6 +67,16 @@ class InductorCompiler:
             dict(code.kernels) if code is not None else {},
             patches.meta(),
         )
+
+    def warm_up(self, options: CompileOptions, devices: frozenset[str]) -> None:
+        """Load Inductor; begin to build what all kernels for the CPU share, which takes seconds."""
+        from torch_piecewise.torch_private import inductor  # noqa: F401 - loading it is the point
+        from torch_piecewise.torch_private.toolchain import build_shared_header, with_known_cpu
+
+        if "cpu" in devices:
+            # Beside the first tasks: those wait for it only when they have a kernel to build.
+            arguments = (with_known_cpu(options.inductor_config),)
+            threading.Thread(target=build_shared_header, args=arguments, daemon=True).start()
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
         if isinstance(artifact, LiveArtifact):
@@ -82,6 +96,13 @@ class InductorCompiler:
 
         with tempfile.TemporaryDirectory(prefix="torch-piecewise-") as folder:
             return load_generated_code(payload["source"], _on_disk(artifact.files, Path(folder)))
+
+    def readable(self, artifact: Artifact) -> str:
+        """The generated wrapper with its kernels' sources; empty where the artifact holds torch's binary."""
+        if not artifact.payload:
+            return ""
+        source = pickle.loads(artifact.payload)["source"]
+        return source if isinstance(source, str) else ""
 
 
 def _on_disk(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:

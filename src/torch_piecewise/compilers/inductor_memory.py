@@ -15,6 +15,7 @@ from torch_piecewise.compilers.inductor_passes import Patches
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 from torch_piecewise.torch_private import inductor
+from torch_piecewise.torch_private.toolchain import with_known_cpu
 
 
 class InductorMemoryCompiler:
@@ -31,7 +32,7 @@ class InductorMemoryCompiler:
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         runnable = inductor.inductor_in_memory(
-            piece.graph, fakes, patches=patches.settings, cache_tag=cache_tag(range)
+            piece.graph, fakes, patches=with_known_cpu(patches.settings), cache_tag=cache_tag(range)
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         return LiveArtifact(

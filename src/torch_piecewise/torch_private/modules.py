@@ -37,6 +37,12 @@ def traceable_call(module: Module) -> Callable[..., Any]:
     return module._call_impl if any(own_hooks) else module.forward
 
 
+def uncompiled_call(module: Module) -> Callable[..., Any]:
+    """The call that ``module(...)`` makes by itself: hooks, those added later too, around ``forward``."""
+    call: Callable[..., Any] = module._call_impl
+    return call
+
+
 def hook_tables(module: Module) -> tuple[dict[int, Any], ...]:
     """The tables of a module's forward hooks."""
     return (module._forward_hooks, module._forward_pre_hooks)
