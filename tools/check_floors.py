@@ -46,6 +46,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "workers",
         "describe",
         "artifact_store",
+        "saved_artifacts",
         "inspection",
         "lost_gradients",
         "whole_model",

@@ -119,6 +119,7 @@ class CompiledCall:
         self._entries: tuple[Entry, ...] = ()
         whole = whole_call(original, self._signature, self._dims, config)
         self._calls: tuple[Callable[..., Any], ...] = (whole,) if whole is not None else ()
+        self._restored = False
         self._lock = threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -249,6 +250,7 @@ class CompiledCall:
         What was captured is given up.
         """
         with self._lock:
+            self._restored = True
             self._calls = (self._original,)
             self._on_restore()
         if self._static is not None:
@@ -278,6 +280,8 @@ class CompiledCall:
 
     def _served_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """Serve a call that no trace known so far fits; ``everything``: make all ranges of it ready."""
+        if self._restored:  # by another thread, meanwhile
+            return self._original(*args, **kwargs)
         for entry in self._entries:  # another thread may have traced it meanwhile
             result = entry.call(*args, **kwargs)
             if result is not MISS:

@@ -112,6 +112,8 @@ def capture_fullgraph(
     """
     traced, _self = convert_frame.get_traced_fn(function)
     with (
+        # As in torch: Dynamo's counters and, in 2.11, its settings belong to the process (2.11, 2.13).
+        convert_frame.compile_lock,
         get_metrics_context(),
         dynamo_timed("torch_piecewise.capture"),
         patched(shape_config, shape_settings),
