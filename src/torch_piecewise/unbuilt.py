@@ -7,15 +7,10 @@ from typing import Any
 from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 
-_VALUES: dict[str, tuple[Any, ...]] = {
-    "on_miss": ("background",),
-}
+_VALUES: dict[str, tuple[Any, ...]] = {}
 """Field -> values of it that nothing serves yet."""
 
-_FIELDS = (
-    "use_inductor_graph_partition",
-    "signing_key_file",
-)
+_FIELDS = ("use_inductor_graph_partition",)
 """Fields that only their default leaves without effect."""
 
 
