@@ -130,7 +130,7 @@ class Workshop:
         """What replaying calls has to know; None where nothing is captured."""
         if not self.config.cudagraph_mode:
             return None
-        with self.bus.phase("facts"):
+        with self.bus.phase("stitch"):
             return replay_facts(call, Ambient.now().autocast, self.config.cudagraph_pad_values)
 
     def _distinct(
