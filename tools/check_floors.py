@@ -30,7 +30,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "6b": ("demo", "seeing_cli"),
     "6a": (DOOR,),
     "5b": ("doctor",),
-    "5a": ("api", "cache_cli", "testing", "integrations"),
+    "5a": ("baking", "bundle_start", "api", "cache_cli", "testing", "integrations"),
     "4f": ("compiled",),
     # What a model's handle offers for looking at it; below the handle, and knows programs only.
     "4e": ("observing", "explaining"),
@@ -47,7 +47,6 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "describe",
         "artifact_store",
         "saved_artifacts",
-        "model_state",
         "inspection",
         "lost_gradients",
         "whole_model",
@@ -68,7 +67,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "dumps",
         "passes",
     ),
-    "1d": ("runtime",),
+    "1e": ("runtime",),
+    "1d": ("model_state",),
     # Above the values, because what it returns is described by them.
     "1c": ("torch_private",),
     "1b": ("convention", "call_checks", "guard_policy"),

@@ -10,10 +10,7 @@ from torch_piecewise.errors import ConfigError
 _VALUES: dict[str, tuple[Any, ...]] = {}
 """Field -> values of it that nothing serves yet."""
 
-_FIELDS = (
-    "use_inductor_graph_partition",
-    "signing_key_file",
-)
+_FIELDS = ("use_inductor_graph_partition",)
 """Fields that only their default leaves without effect."""
 
 
