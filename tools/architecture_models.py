@@ -146,7 +146,6 @@ DECODERS = (
     _causal("Mamba", "Mamba", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "pad_token_id": 0}),
     _causal("RecurrentGemma", "RecurrentGemma", {**_HEAD_8, "attention_window_size": 8, "lru_width": 32, "block_types": ["recurrent", "attention"]}),
     _causal("RWKV", "Rwkv", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "attention_hidden_size": 32, "pad_token_id": 0}),
-    _causal("Jamba", "Jamba", {**_GQA, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False}),
 )  # fmt: skip
 
 
