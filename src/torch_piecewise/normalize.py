@@ -216,7 +216,10 @@ def repeat_size_arithmetic(
         if not _is_size_arithmetic(node):
             continue
         copies: dict[int, Node] = {}
-        for user in _in_order(graph_module, node.users):
+        users = _in_order(graph_module, node.users)
+        if users and places.get(users[0]) == places[node]:
+            users[0].prepend(node)  # where a copy stands too, so that pieces with and without are alike
+        for user in users:
             piece = places.get(user)
             if piece is None or piece == places[node] or piece in cuts:
                 continue
