@@ -45,7 +45,8 @@ EFFECTS: dict[str, str] = {
     "mode": "tests/test_compile_modes.py::test_a_mode_decides_what_a_model_is_cut_into",
     "backend": "tests/test_testing.py::test_the_recording_compiler_fails_where_it_was_told_to",
     "splitting_ops": "tests/test_compile.py::test_pieces_and_distinct_pieces_are_counted",
-    "use_inductor_graph_partition": f"{HERE}::test_a_field_that_nothing_serves_yet_is_refused",
+    "use_inductor_graph_partition": "tests/test_inductor_partition.py"
+    "::test_the_splitting_ops_are_told_to_inductor_and_the_graph_is_left_whole",
     "dynamic_arg_dims": "tests/test_compile.py::test_two_symbols_stay_apart_and_a_shared_one_is_checked",
     "mark_unbacked_dims": "tests/test_dynamic_shapes.py"
     "::test_a_model_may_not_ask_about_a_size_of_which_nothing_is_assumed",
@@ -148,7 +149,7 @@ def call(function: Callable[[Tensor], Tensor] = tripled, **fields: Any) -> Any:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"use_inductor_graph_partition": True}, {"signing_key_file": "key"}],
+    [{"signing_key_file": "key"}],
     ids=lambda fields: next(iter(fields)),
 )
 def test_a_field_that_nothing_serves_yet_is_refused(fields: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from torch_piecewise.errors import ConfigError
     "field",
     [
         {"on_miss": "background"},
-        {"use_inductor_graph_partition": True},
     ],
     ids=lambda field: next(iter(field.items())),
 )

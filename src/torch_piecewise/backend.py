@@ -61,7 +61,8 @@ class Workshop:
         self.config = config
         self.bus = bus
         self._managers = managers
-        self._policy = CutPolicy.of(() if config.mode == "trace_once" else config.splitting_ops)
+        uncut = config.mode == "trace_once" or config.use_inductor_graph_partition
+        self._policy = CutPolicy.of(() if uncut else config.splitting_ops)
 
     def build(
         self,

@@ -12,10 +12,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
 }
 """Field -> values of it that nothing serves yet."""
 
-_FIELDS = (
-    "use_inductor_graph_partition",
-    "signing_key_file",
-)
+_FIELDS = ("signing_key_file",)
 """Fields that only their default leaves without effect."""
 
 
