@@ -29,7 +29,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "6c": ("cli",),
     "6b": ("demo", "seeing_cli"),
     "6a": (DOOR,),
-    "5": ("api", "cache_cli", "testing", "integrations", "doctor"),
+    "5b": ("doctor",),
+    "5a": ("api", "cache_cli", "testing", "integrations"),
     "4f": ("compiled",),
     # What a model's handle offers for looking at it; below the handle, and knows programs only.
     "4e": ("observing", "explaining"),
@@ -45,6 +46,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "workers",
         "describe",
         "artifact_store",
+        "saved_artifacts",
         "model_state",
         "inspection",
         "lost_gradients",

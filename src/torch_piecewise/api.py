@@ -108,8 +108,8 @@ def _compile(target: Any, *, request: Request) -> Any:
 
 
 def _compile_module(module: Module, request: Request) -> Module:
-    modules.set_compiled_call(module, None)
     if not request.wants(module):
+        modules.give_back(module)
         return module
     whole = request.settings.mode in WHOLE_MODES
     traced = modules.uncompiled_call(module) if whole else modules.traceable_call(module)
@@ -118,7 +118,7 @@ def _compile_module(module: Module, request: Request) -> Module:
         module,
         request.settings,
         traced,
-        on_restore=functools.partial(modules.set_compiled_call, module, None),
+        on_restore=functools.partial(modules.give_back, module),
         declared=module.forward,
         tag=request.tag,
     )
@@ -132,9 +132,7 @@ def _compile_class(cls: type[Module], request: Request) -> type[Module]:
     @functools.wraps(original)
     def compiled_init(self: Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if (
-            decided(type(self))[0] is cls
-        ):  # else a class between them decides, when its own __init__ is through
+        if decided(type(self))[0] is cls:  # else a class nearer to the object decides
             _compile_module(self, request)
 
     cls.__init__ = compiled_init  # type: ignore[method-assign]  # what decorating this class asks for

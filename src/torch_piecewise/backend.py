@@ -74,6 +74,7 @@ class Workshop:
         symbols: Mapping[str, str] | None = None,
         arguments: AbstractSet[str] | None = None,
         inspection: Inspection | None = None,
+        prepare: bool = True,
     ) -> Program:
         """Cut, fingerprint, compile and stitch one traced graph.
 
@@ -85,6 +86,7 @@ class Workshop:
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
             arguments: names of the call's arguments; None for every input that is no parameter or buffer.
             inspection: is shown the graph before and after it is cut; None for nobody.
+            prepare: False leaves every piece uncompiled.
 
         Raises:
             PieceCompileError: a piece failed to compile.
@@ -119,8 +121,9 @@ class Workshop:
                 TracedCall(graph, plan, dispatch, {s: sizes.names[s] for s in sizes.symbols}, arguments)
             ),
         )
-        with self.bus.phase("compile"):
-            program.prepare()
+        if prepare:
+            with self.bus.phase("compile"):
+                program.prepare()
         return program
 
     def _facts(self, call: TracedCall) -> ReplayFacts | None:

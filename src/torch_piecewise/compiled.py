@@ -34,6 +34,7 @@ from torch_piecewise.unbuilt import refuse_unbuilt
 from torch_piecewise.whole_model import WHOLE_MODES, dims_of_mode, whole_call
 
 if TYPE_CHECKING:
+    from torch_piecewise.explaining import Explanation
     from torch_piecewise.report import Report
     from torch_piecewise.tracing import Traced, Tracer
     from torch_piecewise.trials import Profile, Verification
@@ -118,6 +119,7 @@ class CompiledCall:
         self._entries: tuple[Entry, ...] = ()
         whole = whole_call(original, self._signature, self._dims, config)
         self._calls: tuple[Callable[..., Any], ...] = (whole,) if whole is not None else ()
+        self._restored = False
         self._lock = threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -229,6 +231,15 @@ class CompiledCall:
         """Each piece's time against eager's; see :meth:`Observed.profile`."""
         return self.observed.profile(self._entries, inputs, rounds=rounds, bus=self.bus)
 
+    def explain(self, inputs: Any, *, every_break: bool = False) -> Explanation:
+        """What compiling for such a call would do, without compiling; see :func:`explaining.explain`."""
+        # Imported for its cost: tracing loads Dynamo.
+        from torch_piecewise.explaining import Explained, explain
+
+        self._choose_function()
+        callee = Explained(self._label, self._function, self._signature, self._dims, self.config)
+        return explain(callee, inputs, every_break=every_break)
+
     def count_calls(self) -> None:
         """From now on count calls by size, for the report; as the setting ``count_calls`` does."""
         self.observed.count_calls(self._entries)
@@ -239,6 +250,7 @@ class CompiledCall:
         What was captured is given up.
         """
         with self._lock:
+            self._restored = True
             self._calls = (self._original,)
             self._on_restore()
         if self._static is not None:
@@ -268,6 +280,8 @@ class CompiledCall:
 
     def _served_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """Serve a call that no trace known so far fits; ``everything``: make all ranges of it ready."""
+        if self._restored:  # by another thread, meanwhile
+            return self._original(*args, **kwargs)
         for entry in self._entries:  # another thread may have traced it meanwhile
             result = entry.call(*args, **kwargs)
             if result is not MISS:

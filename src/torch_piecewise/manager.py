@@ -209,6 +209,21 @@ class CompilerManager:
         unit = self._unit(piece, range, example_inputs)
         return self.prepare([unit])[unit.key].run
 
+    def artifact(
+        self, piece: Piece | GraphModule, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
+    ) -> Artifact | None:
+        """What the compiled piece was loaded from; ``saved_artifacts.save_artifact`` writes it to a file.
+
+        Args:
+            piece, range, example_inputs: as for :meth:`load`.
+
+        Returns:
+            None where :meth:`load` finds nothing, and for a piece that runs eagerly because it failed.
+        """
+        if self.load(piece, range, example_inputs) is None:
+            return None
+        return self._ready[self._unit(piece, range, example_inputs).key].artifact
+
     def compile_context(self, range: Range) -> AbstractContextManager[object]:
         """What is in force around each compile for ``range``: ``tp.get_pass_context()`` answers inside.
 
