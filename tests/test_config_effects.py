@@ -55,7 +55,7 @@ EFFECTS: dict[str, str] = {
     "::test_an_evaluated_guard_on_a_size_is_an_error_that_shows_the_line",
     "assume_32_bit_indexing": "tests/test_dynamic_shapes.py"
     "::test_a_tensor_of_fixed_size_that_32_bits_cannot_index_is_told_with_its_line",
-    "dispatch_on": "tests/test_compile.py::test_dispatch_on_chooses_which_dim_ranges_are_about",
+    "dispatch_on": f"{HERE}::test_ranges_are_about_the_dim_that_was_named",
     "compile_ranges_endpoints": "tests/test_compile.py"
     "::test_each_distinct_piece_is_compiled_once_per_range_and_exact_size",
     "compile_sizes": "tests/test_compile.py"
@@ -155,6 +155,23 @@ def call(function: Callable[[Tensor], Tensor] = tripled, **fields: Any) -> Any:
 def test_a_field_that_nothing_serves_yet_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="machinery is not part of this version"):
         refuse_unbuilt(tp.Config(**fields))
+
+
+def test_ranges_are_about_the_dim_that_was_named() -> None:
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        return x.sum() + y.sin()
+
+    made = tp.compile(
+        both,
+        backend="eager",
+        dynamic_arg_dims={"x": 0, "y": 0},
+        dispatch_on="y.0",
+        compile_ranges_endpoints=[8],
+    )
+    with tp.program_of(made).counters.expect(artifacts_compiled=2):
+        made(torch.randn(3), torch.randn(4))
+    sizes = tp.program_of(made).entries[0].program.sizes
+    assert sizes.names[sizes.dispatch or ""] == "L['y'].size()[0]"
 
 
 class Noting(RecordingCompiler):
