@@ -90,6 +90,7 @@ EFFECTS: dict[str, str] = {
     "key_environment": f"{HERE}::test_a_variable_of_the_key_decides_what_is_found",
     "signing_key_file": f"{HERE}::test_a_field_that_nothing_serves_yet_is_refused",
     "on_miss": f"{HERE}::test_a_miss_can_be_served_eagerly",
+    "upgrade_to": "tests/test_background.py::test_better_pieces_replace_the_first_ones_one_by_one",
     "compile_threads": f"{HERE}::test_one_thread_compiles_here_and_more_are_workers",
     "debug_dump_path": "tests/test_inspection.py::test_each_program_gets_a_folder_that_shows_how_it_was_made",
     "on_piece_error": f"{HERE}::test_a_piece_that_fails_can_run_eagerly",

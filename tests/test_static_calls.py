@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import torch_piecewise as tp
-from tests.static_models import CALLS, Rows, compiled, table
+from tests.static_models import CALLS, SETTINGS, Rows, compiled, table
 from torch_piecewise.cudagraphs import (
     CaptureRefused,
     OutputPolicy,
@@ -468,6 +469,97 @@ def keep_rows(x: Tensor, slots: Tensor, cache: Tensor, out: Tensor) -> None:
         if slot >= 0:
             cache[slot] = row
     out.copy_(x)
+
+
+def test_small_tensors_beside_a_cache_are_copied_and_the_cache_stays_the_callers() -> None:
+    def step(x: Tensor, past: Tensor, cache: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        append_rows(x, past, cache, out)
+        return out + past
+
+    run = tp.compile(
+        step,
+        dynamic_arg_dims={"x": 0},
+        splitting_ops=["tests::append_rows"],
+        **{
+            name: SETTINGS[name]
+            for name in ("backend", "disable_cache", "static_graph_class", "cudagraph_mode")
+        },
+        cudagraph_capture_sizes=[1, 2],
+        cudagraph_num_of_warmups=0,
+    )
+    cache, written = torch.zeros(8), []
+    for past, size in ((0, 2), (2, 1), (3, 2), (5, 1), (6, 1)):
+        x = torch.randn(size)
+        written += x.tolist()
+        same(run(x, torch.tensor([past]), cache), x + past)
+        same(cache[: len(written)], torch.tensor(written))
+    counters = tp.program_of(run).counters
+    assert (counters["sizes_captured"], counters["calls_replayed"]) == (2, 5)
+
+
+@tp.splitting_op("tests::append_rows", mutates_args=("cache", "out"))
+def append_rows(x: Tensor, past: Tensor, cache: Tensor, out: Tensor) -> None:
+    """Write rows behind those that are there."""
+    start = int(past.item())
+    cache[start : start + x.shape[0]] = x
+    out.copy_(x)
+
+
+@pytest.mark.inductor
+def test_pieces_compiled_by_inductor_are_captured_and_replayed() -> None:
+    model, reference, handle = compiled(
+        Rows(depth=1), backend="inductor", cudagraph_mode="full_and_piecewise", compile_threads=1
+    )
+    model(rows(3))
+    handle.warmup()
+    with handle.counters.expect(calls_replayed=4):
+        for size in (1, 3, 4, 8):
+            x = rows(size)
+            same(model(x), reference(x))
+
+
+@pytest.mark.parametrize("called_in", [torch.no_grad, torch.inference_mode])
+def test_captures_and_replays_work_in_inference_mode_and_without_gradients(called_in: Any) -> None:
+    with called_in():
+        model, reference, handle = compiled(Rows(), cudagraph_capture_sizes=[4])
+        for _ in range(4):
+            x = rows(3)
+            same(model(x), reference(x))
+    assert handle.counters["calls_replayed"] == 3
+
+
+def test_warmup_runs_under_the_autocast_that_the_calls_came_under() -> None:
+    model, reference, handle = compiled(Rows(), cudagraph_capture_sizes=[4], capture_only_in_warmup=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(rows(4))
+    handle.warmup()
+    with torch.autocast("cpu", torch.bfloat16), handle.counters.expect(calls_replayed=1):
+        x = rows(4)
+        same(model(x), reference(x))
+
+
+# -- a start from the store
+
+
+def test_a_start_from_the_store_captures_without_a_trace(tmp_path: Path) -> None:
+    settings = {
+        "backend": "tests.kept_compiler.KeptEager",
+        "cache_dir": str(tmp_path),
+        "disable_cache": False,
+        "cudagraph_mode": "full_and_piecewise",
+        "cudagraph_pad_values": {"x": 1.0},
+    }
+    for traces in (1, 0):
+        model, reference, handle = compiled(Rows(), **settings)
+        model(rows(3))
+        handle.warmup()
+        for size in (1, 3, 8, 9):
+            x = rows(size)
+            same(model(x), reference(x))
+        assert handle.counters["graphs_captured"] == traces
+        assert handle.counters["sizes_captured"] == 6
+        assert handle.counters["calls_replayed"] == 3
 
 
 # -- weights

@@ -12,7 +12,7 @@ from torch_piecewise.errors import ConfigError
 @pytest.mark.parametrize(
     "field",
     [
-        {"on_miss": "background"},
+        {"signing_key_file": "key"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

@@ -39,7 +39,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "4b": ("backend", "capture", "keeping"),
     "4a": ("entry", "managers", "record", "stand_ins", "trace_facts", "static_calls"),
     "3e": ("program",),
-    "3d": ("replay_facts",),
+    "3d": ("replay_facts", "supply"),
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
     "3a": (
@@ -73,6 +73,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "dynamic_dims",
         "call_form",
         "unbuilt",
+        "background",
         "size_limits",
         "graph_bytes",
         "dumps",

@@ -63,6 +63,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "key_environment": {"key_environment": ["MY_KERNELS"]},
     "signing_key_file": {"signing_key_file": "/etc/pieces.key"},
     "on_miss": {"on_miss": "error"},
+    "upgrade_to": {"upgrade_to": "aot_inductor"},
     "compile_threads": {"compile_threads": 4},
     "debug_dump_path": {"debug_dump_path": "dumps"},
     "on_piece_error": {"on_piece_error": "eager"},

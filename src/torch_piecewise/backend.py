@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from torch_piecewise.background import Background
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
@@ -113,7 +114,7 @@ class Workshop:
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
-            manager=self._managers.of(Ambient.now()),
+            tiers=self._managers.of(Ambient.now()),
             sizes=sizes,
             relations=() if self.config.guards == "none" else relations,
             cuts=len(cuts),
@@ -130,7 +131,7 @@ class Workshop:
         """What replaying calls has to know; None where nothing is captured."""
         if not self.config.cudagraph_mode:
             return None
-        with self.bus.phase("facts"):
+        with self.bus.phase("stitch"):
             return replay_facts(call, Ambient.now().autocast, self.config.cudagraph_pad_values)
 
     def _distinct(
@@ -231,9 +232,9 @@ class PiecewiseCompileBackend:
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
             limits = index_limits(graph) if self.config.assume_32_bit_indexing else ()
-            self.program = Workshop(
-                self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
-            ).build(
+            later = Background("torch.compile")
+            managers = Managers(self.config, self.bus, store_for(self.config), later)
+            self.program = Workshop(self.config, self.bus, managers).build(
                 graph,
                 shape_env=shape_env,
                 relations=[limit for limit in limits if limit.symbols <= keep.keys()],

@@ -454,6 +454,16 @@ class ConfigFields:
             keyed=False,
         ),
     )
+    upgrade_to: str | None = field(
+        default=None,
+        metadata=_is(
+            OrNone(Dotted(("aot_inductor", "inductor"))),
+            "Compiler that compiles every piece once more in the background, for what runs from then on and "
+            "for later starts: 'aot_inductor' behind 'inductor'. None: what `backend` makes stays.",
+            "backend",
+            keyed=False,
+        ),
+    )
     compile_threads: int | None = field(
         default=None,
         metadata=_is(

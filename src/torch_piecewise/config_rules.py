@@ -113,6 +113,19 @@ def _pieces_need_cuts(values: Values) -> ConfigError | None:
     )
 
 
+def _captures_keep_their_pieces(values: Values) -> ConfigError | None:
+    swaps = "upgrade_to" if values["upgrade_to"] is not None else "on_miss"
+    if not values["cudagraph_mode"] or (swaps == "on_miss" and values["on_miss"] != "background"):
+        return None
+    return _clash(
+        "cudagraph_mode",
+        swaps,
+        "pieces that stay: a captured graph goes on with those it was captured with",
+        values,
+        "compile first (on_miss='compile', backend='aot_inductor'), or set cudagraph_mode='none'",
+    )
+
+
 def _captures_within_limit(values: Values) -> ConfigError | None:
     sizes, largest = values["cudagraph_capture_sizes"], values["max_cudagraph_capture_size"]
     if not sizes or largest is None or sizes[-1] <= largest:
@@ -193,6 +206,7 @@ RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
     _passes_need_inductor,
     _graph_mode_needs_mode,
     _pieces_need_cuts,
+    _captures_keep_their_pieces,
     _captures_within_limit,
     _evaluation_needs_guards,
     _failure_needs_guards,

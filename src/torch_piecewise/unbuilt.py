@@ -7,9 +7,7 @@ from typing import Any
 from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 
-_VALUES: dict[str, tuple[Any, ...]] = {
-    "on_miss": ("background",),
-}
+_VALUES: dict[str, tuple[Any, ...]] = {}
 """Field -> values of it that nothing serves yet."""
 
 _FIELDS = ("signing_key_file",)

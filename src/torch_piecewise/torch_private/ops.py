@@ -141,6 +141,25 @@ def op_mutates(value: object) -> bool | None:
     return None
 
 
+def op_written_places(value: object) -> frozenset[int | str] | None:
+    """Positions and names of the arguments that an op writes to; None for anything that has no schema.
+
+    Of a packet: what any of its overloads writes to.
+    """
+    overloads = [value] if isinstance(value, OpOverload) else []
+    if isinstance(value, OpOverloadPacket):
+        overloads = _overloads(value)
+    if not overloads:
+        return None
+    return frozenset(
+        key
+        for overload in overloads
+        for position, argument in enumerate(overload._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for key in (position, argument.name)
+    )
+
+
 def one_overload(value: object) -> OpOverload | None:
     """An overload itself, or the first one of a packet; None for anything else."""
     if isinstance(value, OpOverloadPacket):
