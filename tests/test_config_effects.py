@@ -28,13 +28,11 @@ from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.config import settings
 from torch_piecewise.cudagraphs import captured_sizes
 from torch_piecewise.cudagraphs.fixed_inputs import FixedInputs
-from torch_piecewise.errors import ConfigError
 from torch_piecewise.managers import store_for
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool
 from torch_piecewise.ranges import Range
 from torch_piecewise.testing import GraphRecorder, RecordingCompiler
-from torch_piecewise.unbuilt import refuse_unbuilt
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -88,7 +86,7 @@ EFFECTS: dict[str, str] = {
     "disable_cache": f"{HERE}::test_without_a_cache_nothing_is_kept",
     "cache_size_limit": f"{HERE}::test_a_root_is_opened_with_the_limit_that_was_given",
     "key_environment": f"{HERE}::test_a_variable_of_the_key_decides_what_is_found",
-    "signing_key_file": f"{HERE}::test_a_field_that_nothing_serves_yet_is_refused",
+    "signing_key_file": "tests/bundles/test_refusals.py::test_another_key_is_refused",
     "on_miss": f"{HERE}::test_a_miss_can_be_served_eagerly",
     "upgrade_to": "tests/test_background.py::test_better_pieces_replace_the_first_ones_one_by_one",
     "compile_threads": f"{HERE}::test_one_thread_compiles_here_and_more_are_workers",
@@ -146,16 +144,6 @@ def call(function: Callable[[Tensor], Tensor] = tripled, **fields: Any) -> Any:
     x = torch.randn(4, 3)
     assert torch.equal(made(x), function(x))
     return tp.program_of(made)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"signing_key_file": "key"}],
-    ids=lambda fields: next(iter(fields)),
-)
-def test_a_field_that_nothing_serves_yet_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="machinery is not part of this version"):
-        refuse_unbuilt(tp.Config(**fields))
 
 
 def test_ranges_are_about_the_dim_that_was_named() -> None:

@@ -439,7 +439,7 @@ def test_inputs_with_gaps_run_compiled() -> None:
 
 
 def test_padding_is_filled_with_what_an_argument_is_padded_with() -> None:
-    stored = torch.zeros(6)
+    stored = torch.full((6,), 9.0)
 
     def step(x: Tensor, slots: Tensor, cache: Tensor) -> Tensor:
         out = torch.empty_like(x)
@@ -459,7 +459,7 @@ def test_padding_is_filled_with_what_an_argument_is_padded_with() -> None:
     )
     for turn in (1.0, 2.0, 3.0):
         run(torch.full((2,), turn), torch.tensor([1, 3]), stored)
-        assert stored.tolist() == [0, turn, 0, turn, 0, 0]
+        assert stored.tolist() == [9, turn, 9, turn, 9, 9]
 
 
 @tp.splitting_op("tests::keep_rows", mutates_args=("cache", "out"))

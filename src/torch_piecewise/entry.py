@@ -33,6 +33,7 @@ class Entry:
 
     Attributes:
         source: the generated function, for people.
+        values: what its source refers to, by name.
         watched: positions of the graph inputs whose memory ``state`` looks at on each call.
         program: what it runs.
     """
@@ -43,10 +44,12 @@ class Entry:
         writer = EntryWriter(convention, shape, program, guards)
         self.program = program
         self.convention = convention
+        self.shape = shape
         self.state = writer.state
         self.watched = frozenset(at for at, load in enumerate(writer.loads) if load.startswith("§state["))
         self.source = writer.source()
-        scope = writer.scope
+        self.values = writer.scope
+        scope = dict(self.values)
         exec(compile(self.source, "<torch-piecewise entry>", "exec"), scope)
         self.call: Callable[..., Any] = scope["entry"]
         self._explain: Callable[..., str | Relation | None] = scope["explain"]

@@ -320,6 +320,10 @@ class Program:
             callables = {name: opaque_call(run) for name, run in callables.items()}
         return self._lines[kind].bind(callables)
 
+    def artifacts(self, serving: Range) -> dict[str, Artifact | None]:
+        """What each piece was compiled to for one of the program's ranges; None for one that runs eagerly."""
+        return {name: one.artifact for name, one in self._ready(serving).items()}
+
     def callables(self, size: int) -> dict[str, Callable[..., Any]]:
         """What the straight line calls for a size of the dispatch dim, by piece."""
         return self._callables(self._ready(self._serving({self.sizes.dispatch or "": size})), eager=False)

@@ -10,6 +10,7 @@ import torch
 
 import torch_piecewise as tp
 from tests.graphs import Stack
+from torch_piecewise.cudagraphs.graph_events import CaptureRefused, SizeCaptured
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.events import PhaseEnded, PieceCompiled, StoreLookup
 from torch_piecewise.events_recorder import Recorded, Recorder
@@ -19,7 +20,7 @@ from torch_piecewise.report import as_json, from_json
 from torch_piecewise.report.collect import letter
 from torch_piecewise.report.facts import Step
 from torch_piecewise.report.flow import folded
-from torch_piecewise.report.timeline import lookups_of, spans_of
+from torch_piecewise.report.timeline import lookups_of, moments_of, spans_of
 from torch_piecewise.report.use import use_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -145,6 +146,19 @@ def test_compiles_at_the_same_time_stand_in_rows_of_their_own() -> None:
         ("b [1, 8]", 1, 1.5),
         ("c [1, 8]", 0, 2.5),
     ]
+
+
+def test_captures_have_a_lane_of_their_own_and_refusals_are_told() -> None:
+    piecewise, batch = tp.CUDAGraphMode.PIECEWISE, tp.BatchDescriptor(8)
+    events = [
+        SizeCaptured(mode=piecewise, descriptor=batch, graphs=4, seconds=0.5, memory=0, at=2.0),
+        CaptureRefused(mode=piecewise, descriptor=batch, reason="over the budget", at=3.0),
+    ]
+    recorded = [Recorded(event, 0) for event in events]
+    (span,) = spans_of(recorded)
+    assert (span.lane, span.name, span.what, span.seconds) == ("capture", "size 8", "PIECEWISE", 0.5)
+    (moment,) = moments_of(recorded)
+    assert (moment.what, moment.text, moment.at) == ("not captured", "size 8: over the budget", 1.5)
 
 
 def test_a_miss_that_was_a_hit_in_the_end_is_a_hit() -> None:

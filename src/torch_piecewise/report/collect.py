@@ -105,7 +105,8 @@ def _program(
     constants = program.stitched.constants
     steps = steps_of(program.stitched, letters, lambda name: name_of(constants[name]))
     sizes = program.sizes
-    captured = recording.config.resolved_capture_sizes()
+    config = recording.config
+    captured = config.resolved_capture_sizes() if config.cudagraph_mode else ()
     return ProgramFacts(
         symbols=dict(sizes.names),
         dispatch=sizes.dispatch or "",

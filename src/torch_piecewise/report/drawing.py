@@ -80,4 +80,4 @@ def _box(step: Step, y: int, kinds: dict[str, Kind], times: int) -> Box:
     kind = kinds[step.letter]
     name = step.name if times == 1 else f"{step.name} and {times - 1} more"
     what = "stays eager" if kind.eager else count(len(kind.ops), "op")
-    return Box(_LEFT, y, _BOX, _PIECE, step.letter, cut_short(kind.title, 27), f"{name} · {what}")
+    return Box(_LEFT, y, _BOX, _PIECE, step.letter, cut_short(kind.title, 30), f"{name} · {what}")
