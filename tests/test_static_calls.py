@@ -87,7 +87,7 @@ def test_after_capture_a_call_is_replays_and_cut_bodies_and_nothing_else() -> No
     model, _reference, handle = compiled(Rows(depth=3))
     model(rows(4))
     handle.warmup([4])
-    recorder = handle.static_graphs.backend
+    (recorder,) = handle.static_graphs.backends
     recorder.replays, CALLS.count = 0, 0
     runs = count_piece_runs(handle)
     model(rows(4))
@@ -271,7 +271,27 @@ def test_two_models_have_pools_of_their_own() -> None:
     draft, _, second = compiled(Rows(depth=1))
     target(rows(2))
     draft(rows(2))
-    assert first.static_graphs.backend is not second.static_graphs.backend
+    assert first.static_graphs.backends != second.static_graphs.backends
+
+
+class Activated(torch.nn.Module):
+    """Two cuts with nothing between them, which return tensors, as collectives do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(torch.sigmoid(x * 2)) + 1
+
+
+def test_cuts_that_follow_each_other_are_one_eager_step_and_may_return_tensors() -> None:
+    model, reference, handle = compiled(
+        Activated(),
+        splitting_ops=["torch.sigmoid", "torch.tanh"],
+        dynamic_arg_dims={"x": 0},
+        cudagraph_num_of_warmups=0,
+    )
+    with handle.counters.expect(sizes_captured=1, static_graphs=2, calls_replayed=3):
+        for _ in range(3):
+            x = rows(3)
+            same(model(x), reference(x))
 
 
 # -- results
