@@ -47,7 +47,9 @@ class OnnxRuntimeCompiler:
     def compile(self, piece: Piece, range: tp.Range, options: CompileOptions) -> Artifact:
         """An ONNX model of the piece; the piece itself where there is none."""
         try:
-            payload = ONNX + onnx_model(piece, options)
+            # Running the piece to look at it must not use up random numbers of the model's.
+            with torch.random.fork_rng(devices=[]):
+                payload = ONNX + onnx_model(piece, options)
         except NotForOnnx as reason:
             print(f"{piece.name} stays eager: {reason}")
             payload = EAGER + to_bytes(piece.graph)
@@ -167,7 +169,7 @@ def onnx_model(piece: Piece, options: CompileOptions) -> bytes:
 def refuse_outputs(piece: Piece, example: Example) -> None:
     """Outputs of an ONNX model are tensors with memory of their own, of types that NumPy has too."""
     values = [value.clone() if is_tensor(value) else value for value in example.values]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         outputs = piece.graph(*values)
     if not all(is_tensor(value) and value.dtype in DTYPES for value in outputs):
         raise NotForOnnx("an output is no tensor, or one of a type that cannot be passed on")

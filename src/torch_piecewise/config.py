@@ -258,8 +258,8 @@ def _plain_dims(dims: Mapping[str, Any] | None) -> dict[str, dict[int, str | Non
 
 
 def _compiler_text(compiler: Any) -> str:
-    """A compiler that was given as an object, by what it says of itself."""
-    return f"{compiler.name} {compiler.fingerprint()}"
+    """A compiler given as an object, as its dotted name; its fingerprint has its own place in keys."""
+    return f"{type(compiler).__module__}.{type(compiler).__qualname__}"
 
 
 def _repr(value: object) -> str:

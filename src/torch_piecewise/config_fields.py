@@ -452,8 +452,8 @@ class ConfigFields:
         default=None,
         metadata=_is(
             OrNone(Dotted(("aot_inductor", "inductor"))),
-            "Compiler that compiles every piece once more in the background, for what runs from then on and "
-            "for later starts: 'aot_inductor' behind 'inductor'. None: what `backend` makes stays.",
+            "Compiler that compiles every piece once more in the background, for later calls and starts: "
+            "'aot_inductor' behind 'inductor'. None: what `backend` makes stays.",
             "backend",
             keyed=False,
         ),
