@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch_piecewise.api import compile as compile
     from torch_piecewise.api import program_of as program_of
     from torch_piecewise.backend import PiecewiseCompileBackend as PiecewiseCompileBackend
+    from torch_piecewise.baking import bake as bake
+    from torch_piecewise.bundle_start import load as load
     from torch_piecewise.compilers import make_compiler as make_compiler
     from torch_piecewise.completion import set_on_compilation_complete as set_on_compilation_complete
     from torch_piecewise.config import Config as Config
@@ -48,10 +50,12 @@ _MODULE_OF = {
     "PiecewiseCompileBackend": "backend",
     "Range": "ranges",
     "SplitItem": "splitting",
+    "bake": "baking",
     "compile": "api",
     "forward_context": "cudagraphs",
     "get_pass_context": "passes.context",
     "ignore": "ignoring",
+    "load": "bundle_start",
     "make_compiler": "compilers",
     "make_copy_and_call": "cudagraphs",
     "pass_context": "passes.context",

@@ -16,7 +16,6 @@ from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.ignoring import Decision, decide, decided, is_ignored
 from torch_piecewise.torch_private import modules
-from torch_piecewise.unbuilt import refuse_unbuilt
 from torch_piecewise.whole_model import WHOLE_MODES
 
 
@@ -70,9 +69,7 @@ def compile(
 
 def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
     base = config if config is not None else Config()
-    settings = (base.replace(**fields) if fields else base).with_env()
-    refuse_unbuilt(settings)
-    return settings
+    return (base.replace(**fields) if fields else base).with_env()
 
 
 def _compile(target: Any, *, request: Request) -> Any:
@@ -108,8 +105,8 @@ def _compile(target: Any, *, request: Request) -> Any:
 
 
 def _compile_module(module: Module, request: Request) -> Module:
-    modules.set_compiled_call(module, None)
     if not request.wants(module):
+        modules.give_back(module)
         return module
     whole = request.settings.mode in WHOLE_MODES
     traced = modules.uncompiled_call(module) if whole else modules.traceable_call(module)
@@ -118,7 +115,7 @@ def _compile_module(module: Module, request: Request) -> Module:
         module,
         request.settings,
         traced,
-        on_restore=functools.partial(modules.set_compiled_call, module, None),
+        on_restore=functools.partial(modules.give_back, module),
         declared=module.forward,
         tag=request.tag,
     )
@@ -132,9 +129,7 @@ def _compile_class(cls: type[Module], request: Request) -> type[Module]:
     @functools.wraps(original)
     def compiled_init(self: Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if (
-            decided(type(self))[0] is cls
-        ):  # else a class between them decides, when its own __init__ is through
+        if decided(type(self))[0] is cls:  # else a class nearer to the object decides
             _compile_module(self, request)
 
     cls.__init__ = compiled_init  # type: ignore[method-assign]  # what decorating this class asks for

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from torch_piecewise.background import Background
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
@@ -22,12 +23,14 @@ from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.inspection import Inspection, tell
+from torch_piecewise.lost_gradients import refuse_lost_gradients
 from torch_piecewise.manager_pieces import identity
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.relations import Relation
 from torch_piecewise.replay_facts import ReplayFacts
+from torch_piecewise.size_limits import index_limits
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.static_calls import StaticCalls
@@ -41,7 +44,6 @@ from torch_piecewise.torch_private.nodes import (
 )
 from torch_piecewise.torch_private.shapes import ShapeEnv, dim_text
 from torch_piecewise.trace_facts import TracedCall, replay_facts
-from torch_piecewise.unbuilt import refuse_unbuilt
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -59,7 +61,8 @@ class Workshop:
         self.config = config
         self.bus = bus
         self._managers = managers
-        self._policy = CutPolicy.of(() if config.mode == "trace_once" else config.splitting_ops)
+        uncut = config.mode == "trace_once" or config.use_inductor_graph_partition
+        self._policy = CutPolicy.of(() if uncut else config.splitting_ops)
 
     def build(
         self,
@@ -71,6 +74,7 @@ class Workshop:
         symbols: Mapping[str, str] | None = None,
         arguments: AbstractSet[str] | None = None,
         inspection: Inspection | None = None,
+        prepare: bool = True,
     ) -> Program:
         """Cut, fingerprint, compile and stitch one traced graph.
 
@@ -82,6 +86,7 @@ class Workshop:
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
             arguments: names of the call's arguments; None for every input that is no parameter or buffer.
             inspection: is shown the graph before and after it is cut; None for nobody.
+            prepare: False leaves every piece uncompiled.
 
         Raises:
             PieceCompileError: a piece failed to compile.
@@ -93,9 +98,12 @@ class Workshop:
         for warning in plan.warnings:
             logger.warning("%s", warning)
         with self.bus.phase("fingerprint"):
-            pieces = self._distinct(plan, shape_env, relations, dispatch)
+            known = [relation for relation in relations if not relation.promised_by]
+            pieces = self._distinct(plan, shape_env, known, dispatch)
         self._report(plan, pieces)
         with self.bus.phase("stitch"):
+            if torch.is_grad_enabled():
+                refuse_lost_gradients(graph.graph, plan.module)
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
             stitched = stitch(plan.module, cuts)
         if inspection is not None:
@@ -105,7 +113,7 @@ class Workshop:
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
-            manager=self._managers.of(Ambient.now()),
+            tiers=self._managers.of(Ambient.now()),
             sizes=sizes,
             relations=() if self.config.guards == "none" else relations,
             cuts=len(cuts),
@@ -113,15 +121,16 @@ class Workshop:
                 TracedCall(graph, plan, dispatch, {s: sizes.names[s] for s in sizes.symbols}, arguments)
             ),
         )
-        with self.bus.phase("compile"):
-            program.prepare()
+        if prepare:
+            with self.bus.phase("compile"):
+                program.prepare()
         return program
 
     def _facts(self, call: TracedCall) -> ReplayFacts | None:
         """What replaying calls has to know; None where nothing is captured."""
         if not self.config.cudagraph_mode:
             return None
-        with self.bus.phase("facts"):
+        with self.bus.phase("stitch"):
             return replay_facts(call, Ambient.now().autocast, self.config.cudagraph_pad_values)
 
     def _distinct(
@@ -180,7 +189,6 @@ class PiecewiseCompileBackend:
     ) -> None:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
-        refuse_unbuilt(self.config)
         if self.config.mode == "stock_torch_compile":
             raise ConfigError(
                 "A backend of torch.compile cannot hand its graph to torch.compile",
@@ -221,11 +229,13 @@ class PiecewiseCompileBackend:
             symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
-            self.program = Workshop(
-                self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
-            ).build(
+            limits = index_limits(graph) if self.config.assume_32_bit_indexing else ()
+            later = Background("torch.compile")
+            managers = Managers(self.config, self.bus, store_for(self.config), later)
+            self.program = Workshop(self.config, self.bus, managers).build(
                 graph,
                 shape_env=shape_env,
+                relations=[limit for limit in limits if limit.symbols <= keep.keys()],
                 dispatch=dispatch,
                 symbols=keep,
                 inspection=Inspection(self.config, self.bus.tag, "graph"),

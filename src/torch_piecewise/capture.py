@@ -15,6 +15,7 @@ from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.errors import CaptureError, ConfigError, DynamicDimError, GraphBreakError
 from torch_piecewise.guard_policy import evaluation_error
 from torch_piecewise.relations import Relation, readable
+from torch_piecewise.size_limits import index_limits, squeezed_dims
 from torch_piecewise.stand_ins import Small, attempts, stand_ins
 from torch_piecewise.torch_private import dynamo, shapes
 from torch_piecewise.torch_private.dynamo import RawCapture
@@ -83,7 +84,7 @@ def _serves(
     """Whether a trace made with other sizes holds for the call as it is."""
     values = {symbol: sizes[source] for symbol, source in captured.symbols.items() if source in sizes}
     violated = [relation for relation in captured.relations if not relation.holds(values)]
-    asked = next((relation for relation in violated if not relation.assumed), None)
+    asked = next((one for one in violated if not one.assumed and not one.promised_by), None)
     if asked is not None and config.evaluate_guards:
         names = captured.symbols
         raise evaluation_error(
@@ -157,7 +158,7 @@ def _trace(
             with_full_guards=config.guards == "full",
         )
     except dynamo.GraphBreak as error:
-        raise graph_break_error(error) from error
+        raise graph_break_error(error, unbacked=_nothing_assumed(config)) from error
     except dynamo.ShapeError as error:
         raise DynamicDimError(
             "A declared dynamic dim cannot stay dynamic",
@@ -180,14 +181,21 @@ def _named(raw: RawCapture, call: CallForm, dims: Dims, config: Config, allowed:
             shapes.assume_equal(raw.shape_env, first, size)
     _refuse_fixed_dims(raw, declared, allowed)
     symbols = shapes.symbol_sources(raw.shape_env, raw.sources, raw.fakes)
-    relations = tuple(
-        Relation(text, where, config.dynamic_shapes == "backed" and _is_assumed(text, where))
-        for text, where in shapes.shape_relations(raw.shape_env)
-    )
+    relations = _relations(raw, config)
     used = {name for relation in relations for name in relation.symbols}
     dispatch = _dispatch_symbol(declared, config)
     keep = {s: source for s, source in symbols.items() if s == dispatch or s in used}
     return Captured(raw, dispatch, keep, relations)
+
+
+def _relations(raw: RawCapture, config: Config) -> tuple[Relation, ...]:
+    backed = config.dynamic_shapes == "backed"
+    traced = [
+        Relation(text, where, assumed=backed and _is_assumed(text, where))
+        for text, where in shapes.shape_relations(raw.shape_env)
+    ]
+    limits = index_limits(raw.graph) if config.assume_32_bit_indexing else ()
+    return tuple({one.text: one for one in (*traced, *squeezed_dims(raw.graph), *limits)}.values())
 
 
 def _is_assumed(text: str, where: str) -> bool:
@@ -239,9 +247,25 @@ def _dispatch_symbol(declared: Mapping[tuple[str, int], Any], config: Config) ->
     )
 
 
-def graph_break_error(error: BaseException) -> GraphBreakError:
-    """Dynamo's refusal as ours: file, line, reason, and what to change."""
+def _nothing_assumed(config: Config) -> bool:
+    return config.dynamic_shapes == "unbacked" or bool(config.unbacked_dims())
+
+
+def graph_break_error(error: BaseException, *, unbacked: bool = False) -> GraphBreakError:
+    """Dynamo's refusal as ours: file, line, reason, and what to change.
+
+    Args:
+        unbacked: whether nothing is assumed of the dynamic sizes, so that the model may not ask about them.
+    """
     reason, hints, where = dynamo.graph_break_details(error)
+    if unbacked and "Could not guard on data-dependent expression" in reason:
+        asked = reason.partition("data-dependent expression ")[2].partition(" (")[0]
+        return GraphBreakError(
+            f"The model asks about a size of which nothing may be assumed{f', at {where}' if where else ''}",
+            expected="code that does the same for every size, or torch._check for what is always true of it",
+            got=f"the question {asked}",
+            hint="dynamic_shapes='backed_size_oblivious', without mark_unbacked_dims, keeps a guard instead",
+        )
     return GraphBreakError(
         f"The model breaks the graph{f' at {where}' if where else ''}",
         expected="code that traces as one graph",

@@ -14,13 +14,21 @@ from typing import TYPE_CHECKING, Any
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Module
 
+from torch_piecewise.background import Background
 from torch_piecewise.call_form import with_owner_named
 from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs import BatchDescriptor, BudgetReport, Dispatch
 from torch_piecewise.entry import MISS, CallShape, Entry
-from torch_piecewise.errors import CaptureError, ConfigError, FingerprintError, GuardError, MissError
+from torch_piecewise.errors import (
+    CaptureError,
+    ConfigError,
+    FingerprintError,
+    GuardError,
+    MissError,
+    PiecewiseError,
+)
 from torch_piecewise.events import Bus, Counters, Recompiled
 from torch_piecewise.guard_policy import refusal
 from torch_piecewise.inspection import Inspection, tell
@@ -30,15 +38,19 @@ from torch_piecewise.observing import Observed
 from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.tags import ModelTag, current_tag
 from torch_piecewise.torch_private.modules import raised_by_model, traceable_call
-from torch_piecewise.unbuilt import refuse_unbuilt
 from torch_piecewise.whole_model import WHOLE_MODES, dims_of_mode, whole_call
 
 if TYPE_CHECKING:
+    from torch_piecewise.explaining import Explanation
     from torch_piecewise.report import Report
     from torch_piecewise.tracing import Traced, Tracer
     from torch_piecewise.trials import Profile, Verification
 
 logger = logging.getLogger("torch_piecewise")
+
+
+_UNCOMPILED = object()
+"""Stands for the result of a call that the model itself has to serve."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,6 @@ class CompiledCall:
         declared: Callable[..., Any] | None = None,
         tag: str | None = None,
     ) -> None:
-        refuse_unbuilt(config)
         self.config = config
         self.tag: ModelTag = current_tag(tag)
         self.counters = Counters()
@@ -110,6 +121,9 @@ class CompiledCall:
         self._tracer: Tracer | None = None
         self._keeper: Keeper | None = None
         self._managers: Managers | None = None
+        label = function.__qualname__ if owner is None else type(owner).__qualname__
+        self._background = Background(label)
+        self._traces_later = False
         self._static = StaticCalls(config, self.bus) if config.cudagraph_mode else None
         if self._static is not None:
             self.counters.also(self._static.counts)
@@ -118,6 +132,7 @@ class CompiledCall:
         self._entries: tuple[Entry, ...] = ()
         whole = whole_call(original, self._signature, self._dims, config)
         self._calls: tuple[Callable[..., Any], ...] = (whole,) if whole is not None else ()
+        self._restored = False
         self._lock = threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -229,6 +244,15 @@ class CompiledCall:
         """Each piece's time against eager's; see :meth:`Observed.profile`."""
         return self.observed.profile(self._entries, inputs, rounds=rounds, bus=self.bus)
 
+    def explain(self, inputs: Any, *, every_break: bool = False) -> Explanation:
+        """What compiling for such a call would do, without compiling; see :func:`explaining.explain`."""
+        # Imported for its cost: tracing loads Dynamo.
+        from torch_piecewise.explaining import Explained, explain
+
+        self._choose_function()
+        callee = Explained(self._label, self._function, self._signature, self._dims, self.config)
+        return explain(callee, inputs, every_break=every_break)
+
     def count_calls(self) -> None:
         """From now on count calls by size, for the report; as the setting ``count_calls`` does."""
         self.observed.count_calls(self._entries)
@@ -239,6 +263,7 @@ class CompiledCall:
         What was captured is given up.
         """
         with self._lock:
+            self._restored = True
             self._calls = (self._original,)
             self._on_restore()
         if self._static is not None:
@@ -259,15 +284,33 @@ class CompiledCall:
         return True
 
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with Announcement(self._watches) as news, self._lock:
-            before = self._ready_programs
-            try:
-                return self._served_first(args, kwargs, everything=news.is_awaited)
-            finally:
-                news.due = self._ready_programs > before
+        with Announcement(self._watches) as news:
+            result = self._served_first(args, kwargs, news)
+        return self._original(*args, **kwargs) if result is _UNCOMPILED else result
 
-    def _served_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
+    def _served_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], news: Announcement) -> Any:
+        # A call that need not wait for a trace does not wait for another's either.
+        if not self._lock.acquire(blocking=self.config.on_miss != "background"):
+            return _UNCOMPILED
+        before = self._ready_programs
+        try:
+            return self._serve_first(args, kwargs, everything=news.is_awaited)
+        finally:
+            later = self.config.on_miss == "background" and self._background.is_busy
+            news.due = self._ready_programs > before and not later
+            if self._ready_programs > before and later:
+                self._background.add(lambda: self._announce(news))
+            self._lock.release()
+
+    def _announce(self, awaited: Announcement) -> None:
+        """Tell those who waited when a call came, now that the background is done with it."""
+        with awaited:
+            awaited.due = True
+
+    def _serve_first(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
         """Serve a call that no trace known so far fits; ``everything``: make all ranges of it ready."""
+        if self._restored:  # by another thread, meanwhile
+            return self._original(*args, **kwargs)
         for entry in self._entries:  # another thread may have traced it meanwhile
             result = entry.call(*args, **kwargs)
             if result is not MISS:
@@ -305,7 +348,7 @@ class CompiledCall:
     def _open(self) -> None:
         """Find the store and what in it could be this callable's."""
         store = store_for(self.config)
-        self._managers = Managers(self.config, self.bus, store)
+        self._managers = Managers(self.config, self.bus, store, self._background)
         if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
             return
         callee = Callee(self._plain, self._owner, self.tag.name, self.tag.is_encoder)
@@ -371,24 +414,60 @@ class CompiledCall:
                 hint="run once with on_miss='compile' on the same root",
             )
         if self.config.on_miss == "eager":
-            return self._original(*args, **kwargs)
+            return _UNCOMPILED
+        if self.config.on_miss == "background":
+            self._make_entry_later(args, kwargs)
+            return _UNCOMPILED
+        kept = self._new_entry(self._traced, args, kwargs, everything=everything)
+        return kept if kept is not MISS else self._entries[0].call(*args, **kwargs)
+
+    def _make_entry_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Trace in the background; one trace at a time, and none for calls that failed to trace."""
+        if self._traces_later:
+            return
+        self._traces_later = True
+        awaited = Announcement(self._watches)
+
+        def trace() -> None:
+            with self._lock:
+                before = self._ready_programs
+                try:
+                    self._new_entry(self._trace, args, kwargs, everything=awaited.is_awaited)
+                except PiecewiseError as error:
+                    logger.warning("calls stay eager: %s", error)
+                    return
+                self._traces_later = False
+                if self._ready_programs > before:  # behind the pieces, which were asked for meanwhile
+                    self._background.add(lambda: self._announce(awaited))
+
+        self._background.add(trace)
+
+    def _new_entry(
+        self,
+        trace: Callable[[tuple[Any, ...], dict[str, Any]], Traced],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        everything: bool,
+    ) -> Any:
+        """Make an entry for such calls; the call's result where another process's program serves it."""
         if self._keeper is None:
-            self._add(self._traced(args, kwargs).entry)
+            self._add(trace(args, kwargs).entry)
             self._ready_programs += 1
-            return self._entries[0].call(*args, **kwargs)
+            return MISS
         with self._keeper.turn():
             before = self._kept
             result = self._newly_kept(args, kwargs, everything=everything)
             if result is not MISS:
                 return result
-            traced = self._traced(args, kwargs)
+            traced = trace(args, kwargs)
             traced.inspection.add("ingredients.json", self._keeper.ingredients())
             companions = {**traced.companions, **self.observed.companions(self._label, traced.entry)}
             self._keeper.keep(traced.entry, traced.sources, companions, before)
             self._kept += 1
             self._add(traced.entry)
             self._ready_programs += 1
-        return self._entries[0].call(*args, **kwargs)
+        return MISS
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         """The call traced and compiled; what the model itself refuses, it refuses in its own words."""

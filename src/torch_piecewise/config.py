@@ -134,6 +134,11 @@ class Config(ConfigFields):
             sizes.update(self.resolved_capture_sizes())
         return tuple(sorted(sizes))
 
+    def inductor_settings(self) -> dict[str, Any]:
+        """What Inductor's own configuration is patched with for every compile."""
+        own = {"assume_32bit_indexing": True} if self.assume_32_bit_indexing else {}
+        return {**own, **self.inductor_compile_config}
+
     def as_ingredients(self, name_of: Callable[[object], str] = stable_name) -> list[tuple[str, str]]:
         """The settings that can change what is compiled, as (name, text) for cache keys.
 
@@ -253,8 +258,8 @@ def _plain_dims(dims: Mapping[str, Any] | None) -> dict[str, dict[int, str | Non
 
 
 def _compiler_text(compiler: Any) -> str:
-    """A compiler that was given as an object, by what it says of itself."""
-    return f"{compiler.name} {compiler.fingerprint()}"
+    """A compiler given as an object, as its dotted name; its fingerprint has its own place in keys."""
+    return f"{type(compiler).__module__}.{type(compiler).__qualname__}"
 
 
 def _repr(value: object) -> str:

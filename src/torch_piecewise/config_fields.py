@@ -70,8 +70,10 @@ class ConfigFields:
         default="piecewise",
         metadata=_is(
             Choice(("none", "stock_torch_compile", "trace_once", "piecewise")),
-            "What is done with the model: 'none' runs it eagerly; 'stock_torch_compile' hands it to "
-            "torch.compile; 'trace_once' traces it once and compiles it uncut; 'piecewise' also cuts it.",
+            "What is done with the model: 'none' runs it eagerly; 'stock_torch_compile' hands it to plain "
+            "torch.compile, with backend, inductor_compile_config and the dynamic dims (the size of each is "
+            "then torch's 'backed' or 'unbacked'); 'trace_once' traces it once and compiles it uncut; "
+            "'piecewise' also cuts it.",
             "api",
         ),
     )
@@ -97,7 +99,13 @@ class ConfigFields:
     )
     use_inductor_graph_partition: bool = field(
         default=False,
-        metadata=_is(Bool(), "Inductor partitions its own code instead of the graph being cut.", "backend"),
+        metadata=_is(
+            Bool(),
+            "Inductor partitions its own code instead of the graph being cut: the graph is one piece, and "
+            "Inductor is told the splitting_ops, which have to be operations. It partitions GPU code only, "
+            "and where it captures CUDA graphs itself (inductor_compile_config={'triton.cudagraphs': True}).",
+            "inductor_partition",
+        ),
     )
 
     # Which sizes change, and what is assumed about them
@@ -125,7 +133,8 @@ class ConfigFields:
         metadata=_is(
             Choice(("backed", "unbacked", "backed_size_oblivious")),
             "What the trace may assume about dynamic sizes. 'backed': that they are not 0 or 1 and whatever "
-            "else the example's size decides. 'unbacked': nothing; code that asks fails to trace. "
+            "else the example's size decides; sizes 0 and 1 get traces of their own. 'unbacked': nothing; "
+            "code that asks fails to trace. "
             "'backed_size_oblivious': nothing about 0 and 1 unless the model's own code asks, and then a "
             "real guard is kept, so that size 1 is served by the same program without a wrong answer.",
             "capture",
@@ -135,8 +144,9 @@ class ConfigFields:
         default=False,
         metadata=_is(
             Bool(),
-            "Keep the trace's guards on dynamic sizes and make a call that violates one an error that shows "
-            "it: finds code that fixes a dynamic size unnoticed.",
+            "Make a call an error whose size the model's own code treats apart, whatever on_guard_failure "
+            "says: the error shows the line that asked. Finds code that fixes a dynamic size unnoticed. What "
+            "torch itself assumes of 0 and 1 is not counted against the model.",
             "capture",
         ),
     )
@@ -144,7 +154,8 @@ class ConfigFields:
         default=False,
         metadata=_is(
             Bool(),
-            "Let Inductor index every tensor with 32 bits; true only where no tensor has 2**31 elements.",
+            "Let Inductor index every tensor with 32 bits. A promise that no tensor of the graph has 2**31 "
+            "elements or more: a size for which one would have is an error, unless guards='none'.",
             "compilers",
         ),
     )
@@ -183,8 +194,11 @@ class ConfigFields:
             Choice(("inputs", "full", "none")),
             "What each call is checked against. 'inputs': rank, dtype, device, static dims, Python scalars "
             "and None-ness of the call's arguments, training flag, grad mode, autocast, replaced parameters, "
-            "buffers and submodules; another attribute changed by hand is not noticed. 'full': all of "
-            "Dynamo's guards. 'none': nothing, the caller promises.",
+            "buffers and submodules; another attribute changed by hand is not noticed. 'full': these, and "
+            "all of Dynamo's own guards; they compare objects of this process and cannot be kept, so that "
+            "each process traces and only compiled pieces come from the store. 'none': nothing; the caller "
+            "promises that every call is like the first but for its dynamic sizes, and one that is not gets "
+            "a wrong answer.",
             "capture",
         ),
     )
@@ -436,6 +450,16 @@ class ConfigFields:
             "What happens when the store has no entry. 'compile': compile, then serve. 'error': an error "
             "that says why. 'eager': serve eagerly. 'background': serve eagerly, and swap each piece in when "
             "it is ready.",
+            "backend",
+            keyed=False,
+        ),
+    )
+    upgrade_to: str | None = field(
+        default=None,
+        metadata=_is(
+            OrNone(Dotted(("aot_inductor", "inductor"))),
+            "Compiler that compiles every piece once more in the background, for later calls and starts: "
+            "'aot_inductor' behind 'inductor'. None: what `backend` makes stays.",
             "backend",
             keyed=False,
         ),

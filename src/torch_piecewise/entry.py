@@ -33,6 +33,7 @@ class Entry:
 
     Attributes:
         source: the generated function, for people.
+        values: what its source refers to, by name.
         watched: positions of the graph inputs whose memory ``state`` looks at on each call.
         program: what it runs.
     """
@@ -43,10 +44,12 @@ class Entry:
         writer = EntryWriter(convention, shape, program, guards)
         self.program = program
         self.convention = convention
+        self.shape = shape
         self.state = writer.state
         self.watched = frozenset(at for at, load in enumerate(writer.loads) if load.startswith("§state["))
         self.source = writer.source()
-        scope = writer.scope
+        self.values = writer.scope
+        scope = dict(self.values)
         exec(compile(self.source, "<torch-piecewise entry>", "exec"), scope)
         self.call: Callable[..., Any] = scope["entry"]
         self._explain: Callable[..., str | Relation | None] = scope["explain"]
@@ -88,7 +91,7 @@ class Entry:
     def size_error(self, *args: Any, **kwargs: Any) -> GuardError | None:
         """What ``evaluate_guards`` says of a call that fits in all but what the model asked of its sizes."""
         relation = self._explain(*args, **kwargs)
-        if not isinstance(relation, Relation) or relation.assumed:
+        if not isinstance(relation, Relation) or relation.assumed or relation.promised_by:
             return None
         error = self.program.rejection(relation, self._key(*args, **kwargs))
         return evaluation_error(error.expected or "", error.got or "")

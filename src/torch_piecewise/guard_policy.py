@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from torch_piecewise.config import Config
-from torch_piecewise.errors import GuardError
+from torch_piecewise.errors import ConfigError, GuardError
+
+LARGEST_INDEX = 2**31 - 1
+"""Elements that 32 bits can index."""
 
 RECOMPILE_LIMIT = 16
 """Traces of one callable; more of them means that a call's identity changes with every call."""
@@ -34,4 +37,14 @@ def evaluation_error(expected: str, got: str) -> GuardError:
         expected=expected,
         got=got,
         hint="change that line, or leave evaluate_guards out to have such sizes traced apart",
+    )
+
+
+def limit_error(got: str, expected: str = f"tensors of at most {LARGEST_INDEX} elements") -> ConfigError:
+    """What a call is told that breaks the promise of ``assume_32_bit_indexing``."""
+    return ConfigError(
+        "A tensor is too large for assume_32_bit_indexing",
+        expected=expected,
+        got=got,
+        hint="set assume_32_bit_indexing=False, or make such calls smaller",
     )

@@ -241,7 +241,7 @@ class Keeper:
             stitched=record.stitched,
             body_of=body_lookup(grad_enabled=record.ambient.grad_enabled),
             pieces=Pieces(record.infos, load),
-            manager=managers.of(record.ambient),
+            tiers=managers.of(record.ambient),
             sizes=record.sizes,
             relations=record.relations,
             cuts=record.cuts,

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.artifact_store import ArtifactStore, artifact_ingredients
+from torch_piecewise.background import Background
 from torch_piecewise.cache_key import Key
 from torch_piecewise.compilers import Compiler, make_compiler
 from torch_piecewise.compilers.base import Ambient
@@ -70,6 +71,8 @@ class CompilerManager:
         bus: also gets the events; its tag says whether this is an encoder. None: :attr:`counters` alone.
         compiler: beats ``config.backend``.
         ambient: torch's settings to compile under; None: as torch is set now.
+        background: where :meth:`prepare` is called, if nobody waits for it: what can be compiled on a worker
+            process then is.
 
     Raises:
         ConfigError: the settings name no compiler, no pass, or passes for a compiler that runs none.
@@ -83,6 +86,7 @@ class CompilerManager:
         *,
         compiler: Compiler | None = None,
         ambient: Ambient | None = None,
+        background: Background | None = None,
     ) -> None:
         config = config if config is not None else Config()
         self.config = config
@@ -91,13 +95,18 @@ class CompilerManager:
         self.counters = Counters()
         self._stopwatch = Stopwatch()
         self.bus = bus_with((self.counters, self._stopwatch), bus)
-        self._pool = CompilePool(default_workers(config.compile_threads), Progress())
+        workers = default_workers(config.compile_threads)
+        if background is None:
+            self._pool = CompilePool(workers, Progress())
+        else:
+            self._pool = CompilePool(workers, stopped=lambda: background.is_stopped)
         self._kept: ArtifactStore | None = None
         self._index = Index()
         self._misses: deque[str] = deque(maxlen=256)
         self._eager_on_error = config.on_piece_error == "eager"
         self._names: dict[tuple[str, Range], str] = {}
         self._ready: dict[tuple[str, Range], Ready] = {}
+        self._asked_store: set[tuple[str, Range]] = set()
         self._lock = threading.RLock()
 
     # -- where things are kept
@@ -209,6 +218,21 @@ class CompilerManager:
         unit = self._unit(piece, range, example_inputs)
         return self.prepare([unit])[unit.key].run
 
+    def artifact(
+        self, piece: Piece | GraphModule, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
+    ) -> Artifact | None:
+        """What the compiled piece was loaded from; ``saved_artifacts.save_artifact`` writes it to a file.
+
+        Args:
+            piece, range, example_inputs: as for :meth:`load`.
+
+        Returns:
+            None where :meth:`load` finds nothing, and for a piece that runs eagerly because it failed.
+        """
+        if self.load(piece, range, example_inputs) is None:
+            return None
+        return self._ready[self._unit(piece, range, example_inputs).key].artifact
+
     def compile_context(self, range: Range) -> AbstractContextManager[object]:
         """What is in force around each compile for ``range``: ``tp.get_pass_context()`` answers inside.
 
@@ -281,10 +305,23 @@ class CompilerManager:
             self._misses.append(f"{what}: {reason}")
         self.bus.emit(StoreLookup(what=what, hit=not reason, reason=reason))
 
+    def kept(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
+        """Those of ``units`` that are ready, or that the store has; nothing is compiled, nobody waits.
+
+        The store is asked once for each.
+        """
+        found: dict[tuple[str, Range], Ready] = {}
+        for unit in units:
+            if unit.key not in self._ready and unit.key not in self._asked_store:
+                self._asked_store.add(unit.key)
+                self._take_kept(unit)
+            if unit.key in self._ready:
+                found[unit.key] = self._ready[unit.key]
+        return found
+
     def made(self) -> Mapping[tuple[str, Range], Ready]:
         """What is ready by now, by fingerprint and range."""
-        with self._lock:
-            return dict(self._ready)
+        return self._ready.copy()
 
     def _take_kept(self, unit: Unit) -> bool:
         """Load ``unit`` from the store; whether it was there and could be loaded."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
-from torch_piecewise.errors import FingerprintError
+from torch_piecewise.errors import CompileError, FingerprintError
 from torch_piecewise.graph_bytes import to_bytes
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
@@ -35,6 +35,8 @@ class Outcome(NamedTuple):
     seconds: float
     ended: float
 
+
+_LOOK_UP_SECONDS = 0.1
 
 WORTH_A_WORKER = 3
 """Tasks for each worker started: a worker costs about as long to start as two small pieces to compile."""
@@ -108,6 +110,8 @@ class CompilePool:
         workers: processes to start at most, beside this one; 0 compiles everything here.
         on_progress: called with (done, total, seconds) after each task.
         lender: where workers come from; None for those that the whole process shares.
+        stopped: given for work in the background: what a worker can do is never done here, and once it
+            returns True nobody waits any longer.
     """
 
     def __init__(
@@ -115,8 +119,10 @@ class CompilePool:
         workers: int = 0,
         on_progress: Callable[[int, int, float], None] | None = None,
         lender: Workers | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> None:
-        self._limit = workers
+        self._limit = workers if stopped is None else max(workers, 1)
+        self._stopped = stopped
         self._on_progress = on_progress
         self._lender = lender if lender is not None else shared_workers()
 
@@ -136,19 +142,33 @@ class CompilePool:
         self._lender.warm(1, preparation)
 
     def run(self, tasks: Sequence[CompileTask]) -> list[Outcome]:
-        """Run all tasks; outcomes in the order of ``tasks``."""
+        """Run all tasks; outcomes in the order of ``tasks``.
+
+        Raises:
+            CompileError: the process is about to end, and the work was in the background.
+        """
         portable = [_portable(task) for task in tasks]
         travelling = sum(task is not None for task in portable)
-        count = min(self._limit, travelling, max(travelling // WORTH_A_WORKER, self._lender.waiting()))
+        worth = travelling // WORTH_A_WORKER if self._stopped is None else 1
+        count = min(self._limit, travelling, max(worth, self._lender.waiting()))
         run = _Run(tasks, portable, self._on_progress, self._lender)
         threads = [threading.Thread(target=run.serve_worker, daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
-        run.serve_here()
+        run.serve_here(everything=self._stopped is None)
         for thread in threads:
-            thread.join()
+            self._wait_for(thread)
         run.finish()
         return [run.outcomes[index] for index in range(len(tasks))]
+
+    def _wait_for(self, thread: threading.Thread) -> None:
+        if self._stopped is None:
+            thread.join()
+            return
+        while thread.is_alive():
+            thread.join(_LOOK_UP_SECONDS)
+            if self._stopped():
+                raise CompileError("The process ends before its background work does")
 
 
 def _portable(task: CompileTask) -> bytes | None:
@@ -189,11 +209,11 @@ class _Run:
         self._lock = threading.Lock()
         self._on_progress = on_progress
 
-    def _take(self, *, portable: bool) -> int | None:
+    def _take(self, wanted: Callable[[bool], bool], *, last: bool = False) -> int | None:
+        """The first (or last) task that waits and that is wanted, told whether it can travel."""
         with self._lock:
-            order = reversed(self._waiting) if portable else iter(self._waiting)
-            for index in order:
-                if not portable or self.portable[index] is not None:
+            for index in reversed(self._waiting) if last else iter(self._waiting):
+                if wanted(self.portable[index] is not None):
                     self._waiting.remove(index)
                     return index
         return None
@@ -205,9 +225,9 @@ class _Run:
         if self._on_progress is not None:
             self._on_progress(done, len(self.tasks), outcome.seconds)
 
-    def serve_here(self) -> None:
-        """Compile in this process until nothing waits."""
-        while (index := self._take(portable=False)) is not None:
+    def serve_here(self, *, everything: bool = True) -> None:
+        """Compile in this process until nothing waits; or nothing but what a worker can compile."""
+        while (index := self._take(lambda portable: everything or not portable)) is not None:
             self._record(index, self.tasks[index].run())
 
     def serve_worker(self) -> None:
@@ -215,7 +235,7 @@ class _Run:
         index: int | None = None
         try:
             with self._lender.lent(self._preparation()) as worker:
-                while (index := self._take(portable=True)) is not None:
+                while (index := self._take(bool, last=True)) is not None:
                     payload = self.portable[index]
                     assert payload is not None
                     result, seconds, *_ = worker.run(payload)

@@ -13,13 +13,15 @@ from torch.fx import GraphModule
 from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_call
 from torch_piecewise.dispatch import SizeTable, serving_range
-from torch_piecewise.errors import GuardError
-from torch_piecewise.manager import CompilerManager, Ready, Unit
+from torch_piecewise.errors import ConfigError, GuardError
+from torch_piecewise.guard_policy import limit_error
+from torch_piecewise.manager import Ready, Unit
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.ranges import UNBOUNDED, Range
 from torch_piecewise.relations import Relation, readable
 from torch_piecewise.replay_facts import ReplayFacts
 from torch_piecewise.stitching import Runner, Stitched
+from torch_piecewise.supply import Supply, Tiers
 
 ANY_SIZE = Range(0, UNBOUNDED)
 """The range of a piece that does not have the dispatch symbol: compiled once for all sizes."""
@@ -148,7 +150,7 @@ class Program:
         stitched: the straight line, calling cut ops through the dispatcher.
         body_of: for an op, the Python body to call instead where nothing watches the dispatcher.
         pieces: what to compile.
-        manager: makes it ready.
+        tiers: who makes it ready.
         sizes: for which sizes.
         relations: what the trace relied on.
         cuts: how many pieces run eagerly because they hold splitting ops.
@@ -161,7 +163,7 @@ class Program:
         stitched: Stitched,
         body_of: Callable[[Any], Callable[..., Any] | None],
         pieces: Pieces,
-        manager: CompilerManager,
+        tiers: Tiers,
         sizes: Sizes,
         relations: Sequence[Relation],
         cuts: int,
@@ -173,7 +175,7 @@ class Program:
         self.pieces = pieces
         self.sizes = sizes
         self.relations = tuple(relations)
-        self._manager = manager
+        self._supply = Supply(tiers, self.look_again)
         self._lines = {LineKind.PLAIN: stitched.replaced(body_of), LineKind.UNDER_MODES: stitched}
         if facts is not None:
             self._lines[LineKind.CAPTURED] = facts.line.replaced(body_of)
@@ -198,21 +200,22 @@ class Program:
 
     def made(self) -> Mapping[tuple[str, Range], Ready]:
         """What is compiled by now, by fingerprint and range."""
-        return self._manager.made()
+        return self._supply.made()
 
     def generated_code(self, artifact: Artifact) -> str:
         """The code that the compiler generated, for people; empty where it shows none."""
-        readable = getattr(self._manager.compiler, "readable", None)
-        return str(readable(artifact)) if readable is not None else ""
+        return self._supply.generated_code(artifact)
 
     def prepare(self) -> None:
         """Compile every distinct piece for every range and exact size, all at once.
+
+        Where the background does that, this returns at once.
 
         Raises:
             PieceCompileError: see :meth:`CompilerManager.prepare`.
         """
         wanted = [*self.sizes.ranges, *(Range(size, size) for size in self.sizes.exact)]
-        self._manager.prepare(unit for part in wanted for unit in self.pieces.units(part).values())
+        self._supply.ready(unit for part in wanted for unit in self.pieces.units(part).values())
 
     def values_of(self, key: SizeKey) -> dict[str, int]:
         """The symbols' values in ``key``, by symbol."""
@@ -282,15 +285,21 @@ class Program:
         """From now on run these pieces (fingerprint, range) as they were traced."""
         with self._lock:
             self._eager.update(slow)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """There is something better to run than before: the next call of each size finds it."""
+        with self._lock:
             self._runners.clear()
             for table in (self.table, self.mode_table, self.capture_table):
                 table.forget()
 
     def _ready(self, serving: Range) -> dict[str, Ready]:
         units = self.pieces.units(serving)
-        ready = self._manager.prepare(units.values())
+        ready = self._supply.ready(units.values())
+        missing = self._eager | {unit.key for unit in units.values() if unit.key not in ready}
         return {
-            name: Ready(self.pieces.graph(name).forward, None) if unit.key in self._eager else ready[unit.key]
+            name: Ready(self.pieces.graph(name).forward, None) if unit.key in missing else ready[unit.key]
             for name, unit in units.items()
         }
 
@@ -311,6 +320,10 @@ class Program:
             callables = {name: opaque_call(run) for name, run in callables.items()}
         return self._lines[kind].bind(callables)
 
+    def artifacts(self, serving: Range) -> dict[str, Artifact | None]:
+        """What each piece was compiled to for one of the program's ranges; None for one that runs eagerly."""
+        return {name: one.artifact for name, one in self._ready(serving).items()}
+
     def callables(self, size: int) -> dict[str, Callable[..., Any]]:
         """What the straight line calls for a size of the dispatch dim, by piece."""
         return self._callables(self._ready(self._serving({self.sizes.dispatch or "": size})), eager=False)
@@ -322,11 +335,13 @@ class Program:
             found[name] = self.pieces.graph(name).forward if eager or one is None else one.run
         return found
 
-    def rejection(self, relation: Relation, key: SizeKey) -> GuardError:
+    def rejection(self, relation: Relation, key: SizeKey) -> GuardError | ConfigError:
         """What a call of these sizes is told, that violates ``relation``."""
         names = self.sizes.names
         text = readable(relation.text, names)
         got = [f"{readable(symbol, names)}={value}" for symbol, value in self.values_of(key).items()]
+        if relation.promised_by:
+            return limit_error(", ".join(got), text)
         return GuardError(
             "The sizes of this call are outside what the program was traced for",
             expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",

@@ -21,11 +21,14 @@ class Relation:
         text: an expression over symbol names, as sympy prints it: ``"Eq(s0, 2*s1)"``, ``"s0 >= 3"``.
         where: the user's line that asked, ``code  # file:line in function``, or empty.
         assumed: whether torch took it for granted of a dynamic size, and no code of the model asked.
+        promised_by: the setting whose promise it is, so that a violation is an error always; empty for what
+            the trace relied on.
     """
 
     text: str
     where: str = ""
     assumed: bool = False
+    promised_by: str = ""
 
     @cached_property
     def symbols(self) -> frozenset[str]:

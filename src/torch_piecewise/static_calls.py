@@ -57,14 +57,14 @@ class StaticCalls:
         self._class = resolve_static_graph(config.static_graph_class) if config.static_graph_class else None
         self._uniform = _function(config.cudagraph_uniform_when)
         self._lock = threading.Lock()
-        self._backend: StaticGraphBackend | None = None
+        self._backends: dict[torch.device | None, StaticGraphBackend] = {}
         self._runners: dict[Program, StaticGraphRunner] = {}
         self._said: set[str] = set()
 
     @property
-    def backend(self) -> StaticGraphBackend | None:
-        """Where graphs live; None while there is nothing to capture."""
-        return self._backend
+    def backends(self) -> tuple[StaticGraphBackend, ...]:
+        """Where graphs live, one for each device; none while there is nothing to capture."""
+        return tuple(self._backends.values())
 
     def serve(self, program: Program, watched: frozenset[int] = frozenset()) -> Callable[[], None]:
         """Let ``program``'s calls replay where they can.
@@ -156,9 +156,12 @@ class StaticCalls:
 
     def _backend_for(self, facts: ReplayFacts) -> StaticGraphBackend | None:
         with self._lock:
-            if self._backend is None:
-                self._backend = self._made(facts.device)
-            return self._backend
+            if facts.device not in self._backends:
+                made = self._made(facts.device)
+                if made is None:
+                    return None
+                self._backends[facts.device] = made
+            return self._backends[facts.device]
 
     def _made(self, device: torch.device | None) -> StaticGraphBackend | None:
         if self._class is not None and not issubclass(self._class, CUDAStaticGraph):

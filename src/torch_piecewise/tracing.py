@@ -74,7 +74,7 @@ class Tracer:
 
     def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         """Trace and compile for calls like this one."""
-        self._managers.of(Ambient.now()).warm_up(devices_of(self._owner, (*args, *kwargs.values())))
+        self._managers.of(Ambient.now()).first.warm_up(devices_of(self._owner, (*args, *kwargs.values())))
         call = call_form(self._function, self._named, args, kwargs)
         with self._bus.phase("trace"):
             captured = capture(self._function, call, self._dims, self._config)

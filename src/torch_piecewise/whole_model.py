@@ -101,7 +101,5 @@ def stock_arguments(config: Config) -> dict[str, Any]:
     """What ``torch.compile`` is called with."""
     if config.backend == "eager":
         return {"backend": "eager"}
-    options = dict(config.inductor_compile_config)
-    if config.assume_32_bit_indexing:
-        options["assume_32bit_indexing"] = True
+    options = config.inductor_settings()
     return {"backend": "inductor", **({"options": options} if options else {})}

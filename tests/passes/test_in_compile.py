@@ -99,6 +99,18 @@ def test_passes_also_run_where_gradients_are_recorded():
 
 
 @pytest.mark.inductor
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_grad")
+def test_passes_also_run_in_ahead_of_time_compiles():
+    model, events = compiled(backend="aot_inductor", inductor_passes={"swap": Swap()})
+    x = torch.randn(5)
+    torch.testing.assert_close(model(x), torch.cos(x) + 1)
+    assert [event.matches for event in events if isinstance(event, PassRecord) and event.name == "swap"] == [
+        1
+    ]
+
+
+@pytest.mark.inductor
 @pytest.mark.usefixtures("no_grad")
 def test_a_local_function_runs_and_nothing_of_it_is_kept(caplog):
     def local(graph: fx.Graph) -> int:

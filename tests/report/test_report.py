@@ -7,19 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import torch_piecewise as tp
 from tests.graphs import Stack
+from torch_piecewise.cudagraphs.graph_events import CaptureRefused, SizeCaptured
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.events import PhaseEnded, PieceCompiled, StoreLookup
 from torch_piecewise.events_recorder import Recorded, Recorder
 from torch_piecewise.program import Sizes
 from torch_piecewise.ranges import Range
-from torch_piecewise.report import as_json, from_json
+from torch_piecewise.report import as_json, from_json, show
 from torch_piecewise.report.collect import letter
 from torch_piecewise.report.facts import Step
 from torch_piecewise.report.flow import folded
-from torch_piecewise.report.timeline import lookups_of, spans_of
+from torch_piecewise.report.timeline import lookups_of, moments_of, spans_of
 from torch_piecewise.report.use import use_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -130,6 +132,30 @@ def test_what_repeats_is_written_once(labels: str, expected: list[tuple[str, int
     assert found == expected
 
 
+def test_conditions_are_told_by_the_arguments_names() -> None:
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    compiled = tp.compile(add, backend="eager", dynamic_arg_dims={"x": 0, "y": 0}, disable_cache=True)
+    compiled(torch.randn(5), torch.randn(5))
+    (program,) = tp.program_of(compiled).report().programs
+    (condition,) = program.relations
+    assert condition in {"Eq(x.size(0), y.size(0))", "Eq(y.size(0), x.size(0))"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("L['ids'].size()[0]", "ids.size(0)"),
+        ("L['kwargs']['input_ids'].size()[1]", "input_ids.size(1)"),
+        ("L['kwargs']['a'].size()[1] + L['b'].size()[0]", "a.size(1) + b.size(0)"),
+        ("args[3].size(1)", "args[3].size(1)"),
+    ],
+)
+def test_a_size_is_told_by_the_arguments_name(text: str, shown: str) -> None:
+    assert show.reader(text) == shown
+
+
 def test_letters_go_on_after_z() -> None:
     assert [letter(n) for n in (0, 25, 26, 27, 701, 702)] == ["A", "Z", "AA", "AB", "ZZ", "AAA"]
 
@@ -145,6 +171,19 @@ def test_compiles_at_the_same_time_stand_in_rows_of_their_own() -> None:
         ("b [1, 8]", 1, 1.5),
         ("c [1, 8]", 0, 2.5),
     ]
+
+
+def test_captures_have_a_lane_of_their_own_and_refusals_are_told() -> None:
+    piecewise, batch = tp.CUDAGraphMode.PIECEWISE, tp.BatchDescriptor(8)
+    events = [
+        SizeCaptured(mode=piecewise, descriptor=batch, graphs=4, seconds=0.5, memory=0, at=2.0),
+        CaptureRefused(mode=piecewise, descriptor=batch, reason="over the budget", at=3.0),
+    ]
+    recorded = [Recorded(event, 0) for event in events]
+    (span,) = spans_of(recorded)
+    assert (span.lane, span.name, span.what, span.seconds) == ("capture", "size 8", "PIECEWISE", 0.5)
+    (moment,) = moments_of(recorded)
+    assert (moment.what, moment.text, moment.at) == ("not captured", "size 8: over the budget", 1.5)
 
 
 def test_a_miss_that_was_a_hit_in_the_end_is_a_hit() -> None:

@@ -93,8 +93,9 @@ class _Planner:
             if value is None or isinstance(value, bool | int | float | str):
                 return repr(value)
             raise _cannot(f"a constant of type {type(value).__name__} as an output")
-        if value in self.placeholders:
-            return f"a{self.placeholders.index(value)}"
+        itself = _changed(value)
+        if itself in self.placeholders:
+            return f"a{self.placeholders.index(itself)}"
         fake = example_value(value)
         if isinstance(fake, torch.Tensor):
             base = self.memory.get(storage_key(fake)) if fake.layout is torch.strided else None
@@ -177,6 +178,16 @@ def _may_matter(node: Node) -> bool:
     return node.op == "call_module" or (node.op == "call_function" and node.target not in _READERS)
 
 
+def _changed(node: Node) -> Node:
+    """What an in-place operation changed and returned; of any other node, the node itself."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    of_operator = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+    in_place = (node.op == "call_method" and name.endswith("_")) or (of_operator and name in _IN_PLACE)
+    return _changed(node.args[0]) if in_place and isinstance(node.args[0], Node) else node
+
+
+_IN_PLACE_NAMES = "iadd iand ifloordiv ilshift imod imul ior ipow irshift isub itruediv ixor"
+_IN_PLACE = frozenset(_IN_PLACE_NAMES.split())
 _VIEW_NAMES = """
     view reshape t transpose permute unsqueeze squeeze flatten unflatten expand expand_as view_as chunk split
     narrow select unbind movedim swapaxes detach size stride dim numel

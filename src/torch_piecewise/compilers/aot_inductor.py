@@ -32,6 +32,7 @@ class AOTInductorCompiler:
     name = "aot_inductor"
     can_compile_in_worker = True
     keeps_artifacts = True
+    runs_passes = True
 
     def fingerprint(self) -> str:
         return f"aot_inductor {_FORMAT} torch={torch.__version__} git={torch.version.git_version}"
@@ -39,6 +40,7 @@ class AOTInductorCompiler:
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
         from torch_piecewise.compilers.aot_call import plan_call
         from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
+        from torch_piecewise.compilers.inductor_passes import Patches
         from torch_piecewise.torch_private.aoti_compile import aoti_compile
 
         if options.ambient.grad_enabled:
@@ -48,6 +50,7 @@ class AOTInductorCompiler:
                 got="grad mode on",
                 hint="backend='inductor' serves calls that record gradients",
             )
+        patches = Patches.of(options)
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         plan = plan_call(piece.graph, fakes)
@@ -59,14 +62,16 @@ class AOTInductorCompiler:
                     fakes,
                     plan.values,
                     Path(folder),
-                    patches=options.inductor_config,
+                    patches=patches.settings,
                     cache_tag=cache_tag(range),
                 )
                 files = {"piece" + path.suffix: path.read_bytes() for path in made}
         devices = {spec.device.type for spec in piece.inputs if isinstance(spec, TensorSpec)}
         payload = {"device": "cuda" if "cuda" in devices else "cpu", "source": plan.source}
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
-        return Artifact(self.name, piece.name, range, json.dumps(payload).encode(), guards, files)
+        return Artifact(
+            self.name, piece.name, range, json.dumps(payload).encode(), guards, files, patches.meta()
+        )
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
         if artifact.compiler != self.name or not artifact.payload:

@@ -6,6 +6,7 @@ import pickle
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.errors import CompilerError
-from torch_piecewise.piece import Piece
+from torch_piecewise.piece import Piece, TensorSpec
 from torch_piecewise.ranges import Range
 
 # What compiles is imported where it is used: loading a kept artifact needs neither Inductor nor Dynamo.
+
+_WRAPPER, _KERNELS = "wrapper.py", "kernels/"
+"""The files of an unpacked artifact: the code Inductor wrote, C++ included, and what was built of that."""
 
 
 class InductorCompiler:
@@ -45,7 +49,8 @@ class InductorCompiler:
         from torch_piecewise.torch_private.toolchain import with_known_cpu
 
         patches = Patches.of(options)
-        compile_it = inductor_standalone if patches.keepable else inductor_in_memory
+        keepable = patches.keepable and not _records_gradients(piece, options)
+        compile_it = inductor_standalone if keepable else inductor_in_memory
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         whole = compile_it(
@@ -95,7 +100,36 @@ class InductorCompiler:
         from torch_piecewise.torch_private.generated_code import load_generated_code
 
         with tempfile.TemporaryDirectory(prefix="torch-piecewise-") as folder:
-            return load_generated_code(payload["source"], _on_disk(artifact.files, Path(folder)))
+            kernels = _on_disk(artifact.files, Path(folder))
+            return load_generated_code(payload["source"], kernels, build=payload.get("unpacked", False))
+
+    def unpack(self, artifact: Artifact) -> dict[str, bytes]:
+        """The artifact as files that can be read and edited: the generated wrapper and its built kernels.
+
+        Raises:
+            CompilerError: only torch can load it, in its own binary form.
+        """
+        source = self.readable(artifact)
+        if not source:
+            raise CompilerError(
+                "This artifact holds torch's own binary, which has no unpacked format",
+                expected="a CPU piece without constants, gradients or inputs to update after the call",
+                got=f"piece {artifact.fingerprint}",
+                hint="save it with format='binary'; debug_dump_path shows what Inductor generated",
+            )
+        kernels = {f"{_KERNELS}{name}.so": content for name, content in artifact.files.items()}
+        built = {name: c if isinstance(c, bytes) else c.read_bytes() for name, c in kernels.items()}
+        return {_WRAPPER: source.encode(), **built}
+
+    def pack(self, artifact: Artifact, files: Mapping[str, bytes]) -> Artifact:
+        """What :meth:`unpack` gave, edited perhaps; a kernel whose C++ was edited is built on loading."""
+        payload = {"whole": None, "source": files[_WRAPPER].decode(), "unpacked": True}
+        kernels = {
+            name.removeprefix(_KERNELS).removesuffix(".so"): content
+            for name, content in files.items()
+            if name.startswith(_KERNELS)
+        }
+        return replace(artifact, payload=pickle.dumps(payload), files=kernels)
 
     def readable(self, artifact: Artifact) -> str:
         """The generated wrapper with its kernels' sources; empty where the artifact holds torch's binary."""
@@ -103,6 +137,12 @@ class InductorCompiler:
             return ""
         source = pickle.loads(artifact.payload)["source"]
         return source if isinstance(source, str) else ""
+
+
+def _records_gradients(piece: Piece, options: CompileOptions) -> bool:
+    """Whether calls want gradients: standalone artifacts are made for inference."""
+    inputs = (spec for spec in piece.inputs if isinstance(spec, TensorSpec))
+    return options.ambient.grad_enabled and any(spec.requires_grad for spec in inputs)
 
 
 def _on_disk(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:

@@ -14,6 +14,13 @@ from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
 
 
+class _SharedManager(PassManager):
+    """The manager of one compile. AOTInductor copies its settings, and records in a copy would be lost."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedManager:
+        return self
+
+
 @dataclass(frozen=True)
 class Patches:
     """Inductor's settings for one compile, with the passes in their place.
@@ -33,7 +40,7 @@ class Patches:
         """What ``options`` ask for."""
         if options.passes is None:
             return cls(options.inductor_config)
-        manager = PassManager.of(options.passes)
+        manager = _SharedManager.of(options.passes)
         settings = {**options.inductor_config, POST_GRAD_HOOK: manager}
         if _is_keepable(options.passes):
             return cls(settings, manager)

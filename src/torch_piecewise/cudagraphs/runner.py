@@ -38,7 +38,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,7 +47,8 @@ from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
 from torch_piecewise.cudagraphs.breakable import capture_in_progress
 from torch_piecewise.cudagraphs.budget import BudgetReport
 from torch_piecewise.cudagraphs.captured_sizes import CapturedSizes, Line
-from torch_piecewise.cudagraphs.context import current_forward_context, in_capture_phase
+from torch_piecewise.cudagraphs.context import in_capture_phase
+from torch_piecewise.cudagraphs.decisions import Decisions, Refusal
 from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
 from torch_piecewise.cudagraphs.dispatcher import CUDAGraphDispatcher, Dispatch
 from torch_piecewise.cudagraphs.extents import DynamicInput, Extent
@@ -67,11 +67,7 @@ MOST_RECAPTURES = 8
 """How often captures may be given up because memory changed, before there are no more of them."""
 
 
-@dataclass(frozen=True)
-class _Refusal:
-    """Why no graph serves a call."""
-
-    why: str
+_UNSTABLE = Refusal("its memory changes from call to call")
 
 
 class StaticGraphRunner:
@@ -112,13 +108,12 @@ class StaticGraphRunner:
         self._turn = backend.turn()
         self._options = options or RunnerOptions()
         self._size_at = size_at or _first_extent(inputs)
-        self._uniform_when = uniform_when
         dynamic = inputs if self._options.copy_inputs else {}
         self._sizes = CapturedSizes(
             line_for, backend, dynamic, numbers or {}, outputs or {}, self._options, bus or Bus()
         )
         self._table = self._sizes.table()
-        self._decisions: dict[tuple[int, bool], Dispatch] = {}
+        self._decisions = Decisions(dispatcher, uniform_when, self._options.no_padding)
         self._visits: dict[Dispatch, int] = {}
         self._pending: dict[Dispatch, CallTemplate] = {}
         self._template: CallTemplate | None = None
@@ -150,14 +145,14 @@ class StaticGraphRunner:
         """
         if capture_in_progress():
             return self._line_for(size)(*args)
-        key = self._decide(size, args)
-        if isinstance(key, _Refusal):
+        key = self._decisions.of(size, args) if self._recaptures <= MOST_RECAPTURES else _UNSTABLE
+        if isinstance(key, Refusal):
             return self._run_plain(size, args, key.why, plain)
         if torch.is_grad_enabled() and _wants_gradients(args):
             return self._run_plain(size, args, "gradients are wanted", plain)
         with self._turn:
             result = self._serve(key, size, args)
-        return self._run_plain(size, args, result.why, plain) if isinstance(result, _Refusal) else result
+        return self._run_plain(size, args, result.why, plain) if isinstance(result, Refusal) else result
 
     def warmup(
         self,
@@ -185,7 +180,7 @@ class StaticGraphRunner:
         with self._turn, self._occupied():
             for size in sorted(wanted or ()):
                 self._dispatcher.add_size(size)
-            self._decisions.clear()
+            self._decisions.forget()
             keys = [
                 key
                 for key in self._dispatcher.capture_order()
@@ -242,34 +237,9 @@ class StaticGraphRunner:
         """What has graphs now."""
         return self._sizes.keys()
 
-    def _decide(self, size: int, args: Sequence[Any]) -> Dispatch | _Refusal:
-        if self._recaptures > MOST_RECAPTURES:
-            return _Refusal("its memory changes from call to call")
-        context = current_forward_context()
-        if context is not None:
-            fits = size <= context.descriptor.num_tokens and self._dispatcher.policy.has_mode(context.mode)
-            mode = context.mode if fits else CUDAGraphMode.NONE
-            return self._exact(Dispatch(mode, context.descriptor), size)
-        uniform = self._uniform_when is not None and self._uniform_when(args)
-        decision = self._decisions.get((size, uniform))
-        if decision is not None:
-            return decision
-        found = self._exact(self._dispatcher.dispatch(BatchDescriptor(size, uniform=uniform)), size)
-        if isinstance(found, Dispatch):
-            # Sizes that nothing serves are not kept: there is no end of them.
-            self._decisions[size, uniform] = found
-        return found
-
-    def _exact(self, decision: Dispatch, size: int) -> Dispatch | _Refusal:
-        if not decision.mode:
-            return _Refusal("no graph is meant for it")
-        if self._options.no_padding and decision.descriptor.num_tokens != size:
-            return _Refusal(self._options.no_padding)
-        return decision
-
     def _serve(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
         if self._is_busy:
-            return _Refusal("called from inside a call")
+            return Refusal("called from inside a call")
         self._is_busy = True
         try:
             captured = self._sizes.use(key)
@@ -279,7 +249,7 @@ class StaticGraphRunner:
                     self._sizes.refuse_if_held()
                     return captured.serve(args, size)
                 if not self._may_capture_anew or not captured.inputs.moved(args):
-                    return _Refusal(why)
+                    return Refusal(why)
                 self._forget_memory()
             return self._serve_uncaptured(key, size, args)
         finally:
@@ -301,15 +271,15 @@ class StaticGraphRunner:
     def _serve_uncaptured(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
         why = self._sizes.why_not(key)
         if why:
-            return _Refusal(why)
+            return Refusal(why)
         template = self._sizes.template(args)
         if template.refusal:
-            return _Refusal(template.refusal)
+            return Refusal(template.refusal)
         self._template = template
         if not in_capture_phase() and self._options.capture is not CaptureWhen.ON_CALL:
             if self._options.capture is CaptureWhen.BETWEEN_CALLS:
                 self._pending[key] = template
-            return _Refusal("not captured")
+            return Refusal("not captured")
         self._make_room_for_the_largest()
         self._sizes.refuse_if_held()
         try:
@@ -317,7 +287,7 @@ class StaticGraphRunner:
         except GuardError as error:
             # The line for the padded size refused, before anything ran.
             self._sizes.give_up(key, f"the model does not take size {key.descriptor.num_tokens}: {error.got}")
-            return _Refusal("the model does not take the padded size")
+            return Refusal("the model does not take the padded size")
 
     def _warm_up_and_capture(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
         while self._visits.get(key, 0) < self._options.warmups:
@@ -333,7 +303,7 @@ class StaticGraphRunner:
             if key.mode is not CUDAGraphMode.FULL:
                 raise  # what came before the refused part has run, cuts among it
             _log.warning("%s stays without a static graph: %s", key.descriptor, error)
-            return _Refusal(error.what)
+            return Refusal(error.what)
 
     def _run_plain(self, size: int, args: Sequence[Any], why: str, plain: Line | None) -> Value:
         self._table.count(size, None, CUDAGraphMode.NONE, why)
@@ -353,7 +323,7 @@ class StaticGraphRunner:
             raise StaticGraphError(
                 "Sizes cannot be captured before the inputs of a call are known",
                 expected="an example of a call's arguments, or a call before",
-                hint="pass example=(...) to warmup, or call the model once first",
+                hint="call the model once first, or pass example=(...) to the runner's warmup",
             )
         return self._template
 

@@ -165,7 +165,7 @@ class Span:
     """Something that took time. ``start`` is in seconds since the first event.
 
     Attributes:
-        lane: ``phases``, ``compile`` or ``load``, and the number of the row in it.
+        lane: ``phases``, ``compile``, ``load`` or ``capture``, and the number of the row in it.
     """
 
     name: str

@@ -45,7 +45,7 @@ _QUIET = frozenset(
         "detach",
     ]
 )
-_PARTS_OF_A_PATH = 3
+_PARTS_OF_A_PATH = 2
 
 
 def operations_of(graph: GraphModule) -> tuple[Op, ...]:

@@ -15,8 +15,8 @@ from torch_piecewise.report import show
 from torch_piecewise.report.drawing import Drawing, drawing_of
 from torch_piecewise.report.facts import Kind, ProgramFacts, Report, Span
 
-_PAUSE = 3.0
-"""Seconds without anything recorded that end a stretch of the timeline."""
+_PAUSE = 30.0
+"""Seconds without anything recorded that end a stretch; importing a compiler takes several."""
 
 _MOST_STRETCHES = 6
 _KEY = re.compile(r"\b[0-9a-f]{12,64}\b")
@@ -36,12 +36,6 @@ class Stretch:
     length: float
     lanes: dict[str, list[list[Span]]]
     ticks: tuple[tuple[float, str], ...]
-
-    @property
-    def in_phases(self) -> float:
-        """Seconds spent in phases, a phase within another not counted."""
-        rows = self.lanes.get("phases", [])
-        return sum(span.seconds for span in rows[0]) if rows else 0.0
 
     def left(self, span: Span) -> float:
         """Where a span begins, as a percentage."""
@@ -73,6 +67,11 @@ class Shown:
         return sum(bool(step.letter) for step in self.facts.steps)
 
     @property
+    def has_figures(self) -> bool:
+        """Whether anything of it was measured or counted."""
+        return self.most_calls > 0 or any(kind.timed for kind in self.facts.kinds)
+
+    @property
     def most_calls(self) -> int:
         """Of the range that is used most."""
         return max((one.calls for one in self.facts.use or ()), default=0)
@@ -93,7 +92,7 @@ def page(report: Report) -> str:
             programs=programs,
             stretches=stretches,
             spent=_spent(report.spans),
-            start=stretches[0].in_phases if stretches else 0.0,
+            start=stretches[0].length if stretches else 0.0,
             misses=_by_reason(report),
             moments=[one for one in report.moments if one.what != "missed"],
             made=dt.datetime.fromtimestamp(report.made).astimezone().isoformat(" ", "minutes"),
@@ -174,7 +173,7 @@ def _stretch(spans: Sequence[Span]) -> Stretch:
     begin = min(span.start for span in spans)
     length = max(max(span.start + span.seconds for span in spans) - begin, 1e-6)
     lanes: dict[str, list[list[Span]]] = {}
-    for lane in ("phases", "compile", "load"):
+    for lane in ("phases", "compile", "load", "capture"):
         own = [span for span in spans if span.lane == lane]
         rows = sorted({span.row for span in own})
         if rows:

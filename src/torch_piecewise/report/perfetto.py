@@ -45,7 +45,7 @@ def trace_events(report: Report) -> dict[str, Any]:
 
 
 def _order(row: tuple[str, int]) -> tuple[int, int]:
-    return ("phases", "compile", "load").index(row[0]), row[1]
+    return ("phases", "compile", "load", "capture").index(row[0]), row[1]
 
 
 def _named(what: str, thread: int, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from torch_piecewise.cudagraphs.graph_events import CaptureRefused, SizeCaptured, SizeEvicted
 from torch_piecewise.events import (
     GraphCaptured,
     PhaseEnded,
@@ -20,9 +21,9 @@ from torch_piecewise.report.facts import Lookups, Moment, Span
 
 
 def spans_of(recorded: Sequence[Recorded]) -> list[Span]:
-    """Phases, compiles and loads; rows are such that nothing in a row overlaps."""
+    """Phases, compiles, loads and captures; rows are such that nothing in a row overlaps."""
     zero = _zero(recorded)
-    phases, compiles, loads = [], [], []
+    phases, compiles, loads, captures = [], [], [], []
     for one in recorded:
         event = one.event
         if isinstance(event, PhaseEnded):
@@ -36,7 +37,11 @@ def spans_of(recorded: Sequence[Recorded]) -> list[Span]:
             name = f"{event.piece} {event.range}"
             start = event.at - event.seconds - zero
             loads.append(Span(name, f"from {event.source}", "load", 0, start, event.seconds))
-    return [span for lane in (phases, compiles, loads) for span in _in_rows(lane)]
+        elif isinstance(event, SizeCaptured):
+            name = f"size {event.descriptor.num_tokens}"
+            start = event.at - event.seconds - zero
+            captures.append(Span(name, event.mode.name, "capture", 0, start, event.seconds))
+    return [span for lane in (phases, compiles, loads, captures) for span in _in_rows(lane)]
 
 
 def _zero(recorded: Sequence[Recorded]) -> float:
@@ -76,6 +81,10 @@ def _told(event: object) -> tuple[str, str] | None:
         case PieceKeptEager(piece=piece, range=range, compiled=compiled, eager=eager):
             times = f"compiled {compiled * 1e6:.0f} us, eager {eager * 1e6:.0f} us"
             return "stays eager", f"{piece} {range}: {times}"
+        case CaptureRefused(descriptor=descriptor, reason=reason):
+            return "not captured", f"size {descriptor.num_tokens}: {reason}"
+        case SizeEvicted(descriptor=descriptor, freed=freed):
+            return "given up", f"the graphs of size {descriptor.num_tokens}, {freed} bytes freed"
         case StoreLookup(what=what, hit=False, reason=reason):
             return "missed", f"{what}: {reason}"
     return None

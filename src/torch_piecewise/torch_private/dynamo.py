@@ -112,6 +112,8 @@ def capture_fullgraph(
     """
     traced, _self = convert_frame.get_traced_fn(function)
     with (
+        # As in torch: Dynamo's counters and, in 2.11, its settings belong to the process (2.11, 2.13).
+        convert_frame.compile_lock,
         get_metrics_context(),
         dynamo_timed("torch_piecewise.capture"),
         patched(shape_config, shape_settings),
@@ -242,11 +244,33 @@ def graph_break_details(error: BaseException) -> tuple[str, str, str]:
     """Reason, hints and place of a graph break (``torch._dynamo.exc.Unsupported``)."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    explanation = next((x.partition(":")[2].strip() for x in lines if x.startswith("Explanation:")), "")
     hints = [x.partition(":")[2].strip() for x in lines if x.startswith("Hint:")]
     stack = list(getattr(error, "real_stack", None) or ())
     own = [frame for frame in stack if not frame.filename.startswith(_NOT_THE_USERS)]
     last = (own or stack)[-1] if stack else None
     where = f"{last.filename}:{last.lineno} ({last.line})" if last is not None else ""
-    reason = ": ".join(part for part in (lines[0] if lines else type(error).__name__, explanation) if part)
+    reason = _reason(text) or type(error).__name__
     return reason, " ".join(hints), where
+
+
+def every_graph_break(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Reason and place of each graph break of a call; runs the call eagerly (``torch._dynamo.explain``)."""
+    # A whole-graph trace follows numbers read from data; a piecemeal one breaks there unless told so.
+    with patched(torch._dynamo.config, {"capture_scalar_outputs": True}):
+        found = torch._dynamo.explain(function)(*args, **kwargs)
+    breaks = []
+    for one in found.break_reasons:
+        own = [frame for frame in one.user_stack if not frame.filename.startswith(_NOT_THE_USERS)]
+        last = (own or one.user_stack)[-1] if one.user_stack else None
+        where = f"{last.filename}:{last.lineno} ({last.line})" if last is not None else ""
+        breaks.append((_reason(str(one.reason)), where))
+    return breaks
+
+
+def _reason(text: str) -> str:
+    """What Dynamo says first, and its explanation."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    explanation = next((x.partition(":")[2].strip() for x in lines if x.startswith("Explanation:")), "")
+    return ": ".join(part for part in (*lines[:1], explanation) if part)

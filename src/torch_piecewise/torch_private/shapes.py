@@ -55,6 +55,14 @@ def readable_symbols(names: Sequence[str], values: Sequence[Any]) -> dict[str, s
     return {text: reader for text, reader in found.items() if text.isidentifier()}
 
 
+def extent_text(tensor: torch.Tensor) -> Dim:
+    """How many elements lie between a tensor's first and last one, both counted, and the storage's start."""
+    if tensor.layout is not torch.strided:
+        return dim_text(tensor.numel())
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return dim_text(tensor.storage_offset() + last + 1)
+
+
 def is_symbolic_int(value: Any) -> bool:
     """Whether ``value`` is a ``SymInt`` that is not known to be one number."""
     return isinstance(value, torch.SymInt) and is_symbolic(value) and isinstance(dim_text(value), str)
