@@ -115,6 +115,8 @@ def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
     if base.backend == Config().backend:
         base = base.replace(backend="aot_inductor")
     settings = (base.replace(**fields) if fields else base).with_env()
+    if settings.on_miss in ("background", "eager"):
+        settings = settings.replace(on_miss="compile")  # what serving may put off is the point of baking
     if settings.backend not in ("aot_inductor", "eager"):
         raise ConfigError(
             f"tp.bake cannot write down pieces of backend={settings.backend!r}",
