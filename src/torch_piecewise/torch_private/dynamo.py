@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dis
+import logging
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
 
 from torch_piecewise.convention import TAIL_ARGUMENT
+from torch_piecewise.torch_private.blocks import Blocks, classes_in, sharing
 from torch_piecewise.torch_private.settings import patched
+
+logger = logging.getLogger("torch_piecewise")
 
 GraphBreak = (Unsupported, UncapturedHigherOrderOpError, UserError)
 """What Dynamo raises where it would have to break a graph that must be whole (2.11, 2.13)."""
@@ -68,6 +72,8 @@ class RawCapture:
         traced: the traced function.
         traced_code: every code object that was inlined.
         written_attributes: names of the attributes that the tail writes.
+        blocks_shared: calls of modules that were copied from the trace of one like them.
+        blocks_apart: of classes with several modules, why a call was traced by itself, by class name.
     """
 
     graph: GraphModule
@@ -82,6 +88,8 @@ class RawCapture:
     traced: types.FunctionType
     traced_code: tuple[types.CodeType, ...]
     written_attributes: frozenset[str]
+    blocks_shared: int = 0
+    blocks_apart: Mapping[str, str] = field(default_factory=dict)
 
 
 def capture_fullgraph(
@@ -91,6 +99,7 @@ def capture_fullgraph(
     *,
     shape_settings: Mapping[str, Any],
     dynamo_settings: Mapping[str, Any],
+    share_blocks: bool = True,
 ) -> RawCapture:
     """Trace ``function(*args, **kwargs)`` as one graph without running it; an empty one without operations.
 
@@ -100,6 +109,7 @@ def capture_fullgraph(
     Args:
         shape_settings: patches for ``torch.fx.experimental._config`` during the trace.
         dynamo_settings: patches for ``torch._dynamo.config`` during the trace.
+        share_blocks: trace calls of alike modules once; the result is the same.
 
     Raises:
         GraphBreak: Dynamo cannot trace it whole.
@@ -110,7 +120,7 @@ def capture_fullgraph(
         patched(shape_config, shape_settings),
         patched(torch._dynamo.config, dynamo_settings),
     ):
-        output = convert_frame.fullgraph_capture(function, args, kwargs)
+        output, blocks = _captured(function, args, kwargs, share_blocks)
     frame = output.graph_capture_output
     backend_input = output.backend_input
     graph = backend_input.graph_module if backend_input is not None else _empty_graph()
@@ -133,7 +143,32 @@ def capture_fullgraph(
         traced=traced,
         traced_code=tuple(frame.traced_code),
         written_attributes=_written_attributes(tail),
+        blocks_shared=blocks.shared,
+        blocks_apart=blocks.reasons,
     )
+
+
+def _captured(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], share: bool
+) -> tuple[Any, Blocks]:
+    """One trace, by copying where that can be; plainly where copying failed or the trace did."""
+    blocks = Blocks(classes_in(_holders(function, args, kwargs)) if share else {})
+    try:
+        with sharing(blocks):
+            return convert_frame.fullgraph_capture(function, args, kwargs), blocks
+    except Exception as error:
+        if not blocks.active:
+            raise
+        logger.debug("traced again, each block by itself: %s", error)
+    return convert_frame.fullgraph_capture(function, args, kwargs), Blocks({})
+
+
+def _holders(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Everything that the modules a call reaches may hang on."""
+    traced, owner = convert_frame.get_traced_fn(function)
+    closed = [cell.cell_contents for cell in traced.__closure__ or ()]
+    named = [traced.__globals__[name] for name in traced.__code__.co_names if name in traced.__globals__]
+    return [owner, *closed, *named, *args, *kwargs.values()]
 
 
 def _written_attributes(code: types.CodeType) -> frozenset[str]:
