@@ -1,7 +1,7 @@
 """Copy what was traced for one block for another that is alike: nodes, their fake values, guards, the result.
 
-Each copied operation is run on fake tensors as Dynamo would run it, so that sizes, aliasing and mutation of
-fake values come about by themselves; only the walk through the block's Python code is left out.
+Fake values are copied where they are plain. Where gradients, subclasses or labels are about, each copied
+operation is run on fake tensors as Dynamo would run it, and only the walk through Python code is left out.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch._dynamo.utils import get_fake_value, set_example_value
 from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
-from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
+from torch._dynamo.variables.builder import VariableBuilder, handle_traced_output, wrap_fx_proxy
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.dicts import ConstDictVariable
 from torch._dynamo.variables.lists import ListVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._guards import Guard, Source
 from torch.fx import Node
-from torch.nn import Module
 
+from torch_piecewise.torch_private.block_fakes import FakeCopies, can_copy
 from torch_piecewise.torch_private.block_modules import check_alike
 from torch_piecewise.torch_private.block_tapes import Label, Origin, Step, Surroundings, Tape, shown_name, twin
 from torch_piecewise.torch_private.block_views import (
@@ -30,6 +30,7 @@ from torch_piecewise.torch_private.block_views import (
     NotAlike,
     Places,
     Values,
+    difference,
     is_waiting,
     node_of,
     opened,
@@ -58,7 +59,7 @@ class Copy:
         self._around = around
         self.labels: dict[int, Label] = {}
         if view.form != tape.view.form:
-            raise NotAlike(f"it is called otherwise: {view.form} and {tape.view.form}")
+            raise NotAlike(f"it is called with {difference(tape.view.form, view.form)}")
         if around.modes != tape.around.modes:
             raise NotAlike("it is called under other modes")
         check_alike(tape.block, variable.value)
@@ -67,6 +68,7 @@ class Copy:
         self._values = Values(tx)
         self._ids = {path: str(id(module)) for path, module in variable.value.named_modules()}
         self._check_values()
+        self._read_variables: dict[Node, VariableTracker] = {}
         self._nodes = self._inputs()
 
     def _outer_traces(self) -> Callable[[Origin], str]:
@@ -77,12 +79,10 @@ class Copy:
         return lambda origin: self._around.outer_trace + (origin.own_trace or "")
 
     def _check_values(self) -> None:
-        tape, labelled = self._tape, {label.source.name for label in self._tape.labels.values()}
-        for source in {guard.originating_source for guard in tape.guards}:
-            if source.name in labelled - tape.spoiled:
-                continue
+        tape = self._tape
+        for source, value in tape.values.items():
             other = self._moved(source)
-            if other != source and not same_value(self._values.of(source), self._values.of(other)):
+            if other != source and not same_value(value, self._values.of(other)):
                 raise NotAlike(f"{source.name} and {other.name} differ")
         for guard in tape.guards:
             other_place = twin(guard)
@@ -97,41 +97,35 @@ class Copy:
     def _inputs(self) -> dict[Node, Node]:
         """For each node from outside that the tape uses, the one that this call uses."""
         tape = self._tape
-        found: dict[Node, Node] = {}
-        for old, how in sorted(tape.inputs.items(), key=lambda item: _order(item[0], tape)):
-            if isinstance(how, int):
-                found[old] = self._argument(how)
-            elif how is None:
-                found[old] = old
-            else:
-                found[old] = self._read(old, how)
+        found = {
+            old: self._input(old, how)
+            for old, how in sorted(tape.inputs.items(), key=lambda item: not isinstance(item[1], int))
+        }
         if len(set(found.values())) != len(found):
             raise NotAlike("two of the tensors it uses are one")
+        for old, new in found.items():
+            if tape.input_specs[old] != spec(new.meta.get("example_value")):
+                raise NotAlike(f"{new.name} and {old.name} differ in kind")
         return found
 
-    def _argument(self, index: int) -> Node:
-        mine = opened(self._view.leaves[index])
-        if is_waiting(mine):
-            mine = mine.realize()
-        old = node_of(opened(self._tape.view.leaves[index]))
-        return self._alike(old, mine)
-
-    def _read(self, old: Node, source: Source) -> Node:
-        other, known = self._moved(source), self._tx.output.current_tracer.input_name_to_proxy
+    def _input(self, old: Node, how: int | Source | None) -> Node:
+        if how is None:
+            return old
+        known = self._tx.output.current_tracer.input_name_to_proxy
         before = len(known)
-        node = self._alike(old, VariableBuilder(self._tx, other)(self._values.of(other)))
-        if len(known) > before:
-            self._place(node, self._tape.origins[old])
-        return node
-
-    def _alike(self, old: Node, variable: VariableTracker) -> Node:
-        variable = opened(variable) if not is_waiting(variable) else variable.realize()
+        if isinstance(how, int):
+            variable = self._view.leaves[how]
+        else:
+            source = self._moved(how)
+            variable = VariableBuilder(self._tx, source)(self._values.of(source))
+        variable = variable.realize() if is_waiting(variable) else opened(variable)
         if not isinstance(variable, TensorVariable | SymNodeVariable):
             raise NotAlike(f"a {type(variable).__name__} stands where a tensor was")
-        new = node_of(variable)
-        if spec(old.meta.get("example_value")) != spec(new.meta.get("example_value")):
-            raise NotAlike(f"{new.name} and {old.name} differ in kind")
-        return new
+        self._read_variables[old] = variable
+        node = node_of(variable)
+        if len(known) > before and old in self._tape.origins:
+            self._place(node, self._tape.origins[old])
+        return node
 
     # -- the copy
 
@@ -141,13 +135,13 @@ class Copy:
         Raises:
             CopyFailed: an operation gave another kind of value than in the tape.
         """
-        tape, variables = self._tape, dict[Node, VariableTracker]()
-        for step in tape.steps:
-            node = self._node(step)
-            self._nodes[step.node] = node
-            made = self._run(step, node)
-            if made is not None:
-                variables[step.node] = made
+        tape, variables = self._tape, dict(self._read_variables)
+        self._fakes = self._fake_copies()
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            for step in tape.steps:
+                made = self._step(step)
+                if made is not None:
+                    variables[step.node] = made
         own, calls = shown_name(self._variable), self._tx.num_calls
         for name, count in tape.calls.items():
             calls[own + name] = calls.get(own + name, 0) + count
@@ -156,11 +150,27 @@ class Copy:
         arguments = dict(zip(tape.view.seen, self._view.seen.values(), strict=True))
         return self._result(tape.result, arguments, variables)
 
+    def _fake_copies(self) -> FakeCopies | None:
+        """None where the operations have to be run, because gradients or odd tensors are about."""
+        values = [(old.meta.get("example_value"), new.meta.get("example_value")) for old, new in self._nodes.items()]
+        if not self._tape.plain_fakes or not can_copy((), (new for _, new in values)):
+            return None
+        return FakeCopies(self._tx.fake_mode, values)
+
+    def _step(self, step: Step) -> VariableTracker | None:
+        node = self._nodes[step.node] = self._node(step)
+        if step.function is None:
+            # Dynamo's own trace is in that mode from here on, too.
+            torch._C._set_grad_enabled(*step.args)
+            return None
+        return self._valued(step, node)
+
     def _node(self, step: Step) -> Node:
         args, kwargs = self._mapped(step.args), self._mapped(step.kwargs)
         node: Node = self._tx.output.current_tracer.create_node(step.op, step.target, args, kwargs)
-        node.meta["source_fn_stack"] = [(node.name, step.function)]
-        self._place(node, step.origin)
+        if step.function is not None:
+            node.meta["source_fn_stack"] = [(node.name, step.function)]
+            self._place(node, step.origin)
         return node
 
     def _place(self, node: Node, origin: Origin) -> None:
@@ -194,8 +204,31 @@ class Copy:
         self.labels[id(moved.text)] = moved
         return moved.text
 
+    def _valued(self, step: Step, node: Node) -> VariableTracker | None:
+        """Give ``node`` its fake value and its name as the trace gives them; its tracker, where one is needed."""
+        if self._fakes is not None and step.node not in self._tape.spoken:
+            variable = self._copied_value(step, node, self._fakes)
+        else:
+            variable = self._run(step, node)
+        if step.hint is not None:
+            node._rename(step.hint)
+            if isinstance(variable, TensorVariable):
+                variable._is_name_set = True
+        return variable
+
+    def _copied_value(self, step: Step, node: Node, fakes: FakeCopies) -> VariableTracker | None:
+        if "example_value" not in step.node.meta:
+            return None
+        old = step.node.meta["example_value"]
+        if step.node not in self._tape.escaping:
+            node.meta["example_value"] = fakes.of(old)
+            return None
+        value = fakes.whole(old) if isinstance(old, torch.Tensor) else fakes.of(old)
+        proxy = self._tx.output.current_tracer.proxy(node)
+        return handle_traced_output(value, self._tx, proxy, {}, None, TensorVariable)
+
     def _run(self, step: Step, node: Node) -> VariableTracker | None:
-        """Give ``node`` its fake value, and its name the way the trace gives names."""
+        """Run the operation on fake tensors, as Dynamo does."""
         tracer = self._tx.output.current_tracer
         variable: VariableTracker | None = None
         if isinstance(step.node.meta.get("example_value"), torch.Tensor):
@@ -209,10 +242,6 @@ class Copy:
         result = spec(node.meta["example_value"]) if "example_value" in node.meta else None
         if result != step.result:
             raise CopyFailed(f"{node.name} is {result}, and {step.node.name} was {step.result}")
-        if step.hint is not None:
-            node._rename(step.hint)
-            if isinstance(variable, TensorVariable):
-                variable._is_name_set = True
         return variable
 
     def _install(self, guard: Guard) -> None:
@@ -253,9 +282,4 @@ def own_object(text: str) -> str:
     return "".join(list(text))
 
 
-def _order(node: Node, tape: Tape) -> tuple[int, int]:
-    how = tape.inputs[node]
-    return (0, how) if isinstance(how, int) else (1, 0)
-
-
-__all__ = ["Copy", "CopyFailed", "Module", "own_object"]
+__all__ = ["Copy", "CopyFailed", "own_object"]

@@ -12,6 +12,23 @@ from torch_piecewise.torch_private.block_views import NotAlike
 from torch_piecewise.torch_private.store import module_hooks, registered_children, registered_tensors
 
 
+_TABLES = frozenset(
+    {
+        "_parameters",
+        "_buffers",
+        "_modules",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    }
+)
+"""What a module keeps parameters, submodules and hooks in; such tables are never shared between modules."""
+
+
 def check_alike(old: Module, new: Module) -> None:
     """Check what the trace of a block takes for granted about another: classes, names, tensors, hooks.
 
@@ -29,6 +46,16 @@ def check_alike(old: Module, new: Module) -> None:
             raise NotAlike(f"{f'{path}: ' if path else ''}{difference}")
     if _sharing(mine) != _sharing(theirs):
         raise NotAlike("they share modules or tensors in another way")
+
+
+def ids_compared(module: Module) -> frozenset[int]:
+    """Ids of what :func:`check_alike` compares: submodules, their tensors, the tables that hold them."""
+    found: set[int] = set()
+    for one in module.modules():
+        found.add(id(one))
+        found.update(id(tensor) for _, tensor in registered_tensors(one))
+        found.update(id(table) for name, table in vars(one).items() if name in _TABLES)
+    return frozenset(found)
 
 
 def _tree(module: Module, path: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Module]]:

@@ -23,6 +23,8 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.symbolic_shapes import uninteresting_files
 from torch.nn import Module
 
+from torch_piecewise.torch_private.block_fakes import can_copy
+from torch_piecewise.torch_private.block_modules import ids_compared
 from torch_piecewise.torch_private.block_views import (
     PLAIN,
     Arguments,
@@ -123,7 +125,7 @@ class Step:
 
     Attributes:
         hint: the name it was given after its operation's; None where it kept that.
-        function: what the metadata names as the function it came from.
+        function: what the metadata names as the function it came from; None for a change of grad mode.
         result: :func:`spec` of its value; None where it has none.
     """
 
@@ -145,10 +147,15 @@ class Tape:
     Attributes:
         form: equal for two tapes where one is a copy of the other.
         inputs: for each node from outside that it uses, the argument's number or the source it was read from.
-        origins: of the inputs it read, where.
+        input_specs: :func:`spec` of each when the call had returned.
+        origins: of the inputs that were first read in it, where.
         guards: what the trace read of the block and its arguments.
+        values: what was read there, but for what :func:`check_alike` compares; by source.
         labels: by ``id`` of the string object in the nodes.
         spoiled: strings that the code looked into.
+        spoken: nodes that are handed a label; what they compute may depend on it.
+        escaping: nodes whose values the call returns.
+        plain_fakes: whether fake values can be copied without running the operations.
         calls: how often each submodule was called.
         epoch: how many changes of outside objects the whole trace had seen.
     """
@@ -160,10 +167,15 @@ class Tape:
     form: tuple[str, ...]
     steps: tuple[Step, ...]
     inputs: dict[Node, int | Source | None]
+    input_specs: dict[Node, str]
     origins: dict[Node, Origin]
     guards: tuple[Guard, ...]
+    values: dict[Source, Any]
     labels: dict[int, Label]
     spoiled: frozenset[str]
+    spoken: frozenset[Node]
+    escaping: frozenset[Node]
+    plain_fakes: bool
     calls: dict[str, int]
     result: VariableTracker
     epoch: int
@@ -188,6 +200,7 @@ class Recorder:
         self.spoiled: set[str] = set()
         self._tx = tx
         self._last = output.graph._root.prev
+        self._known_inputs = frozenset(output.current_tracer.input_name_to_proxy)
         self._counts = _counts(output)
         self._guards = set(output.guards)
         self._leaf_specs = [None if is_waiting(one) else _leaf_spec(one) for one in view.leaves]
@@ -226,10 +239,15 @@ class Recorder:
             form=form,
             steps=steps,
             inputs=self._inputs,
-            origins={n: self._origin(n) for n, how in self._inputs.items() if isinstance(how, Source)},
+            input_specs={node: spec(node.meta.get("example_value")) for node in self._inputs},
+            origins={node: self._origin(node) for node in self._inputs if self._is_new(node)},
             guards=guards,
+            values=self._plain_values(guards),
             labels=self.labels,
             spoiled=frozenset(self.spoiled),
+            spoken=frozenset(step.node for step in steps if self._holds_label((step.args, step.kwargs))),
+            escaping=frozenset(_nodes_in(result)),
+            plain_fakes=can_copy(_values(nodes), _values(self._inputs)),
             calls=self._new_calls(),
             result=result,
             epoch=self.epoch,
@@ -264,6 +282,8 @@ class Recorder:
         unknown = set(node.meta) - _KNOWN_META
         if unknown:
             raise NotAlike(f"a node carries {', '.join(sorted(unknown))}")
+        if "source_fn_stack" not in node.meta:
+            return self._switch(node)
         made_as, function = node.meta["source_fn_stack"][-1]
         if len(node.meta["source_fn_stack"]) != 1:
             raise NotAlike("it holds nested graphs")
@@ -278,6 +298,15 @@ class Recorder:
             function=function,
             result=spec(node.meta["example_value"]) if "example_value" in node.meta else None,
         )
+
+    def _switch(self, node: Node) -> Step:
+        """A node that Dynamo writes where it changes a mode; it carries nothing."""
+        if node.target is not torch._C._set_grad_enabled:
+            raise NotAlike(f"it enters a mode by {node.target}")
+        return Step(node, node.op, node.target, node.args, {}, None, Origin((), "", ""), None, None)
+
+    def _is_new(self, node: Node) -> bool:
+        return node.op == "placeholder" and node.name not in self._known_inputs
 
     def _origin(self, node: Node) -> Origin:
         trace, outer = node.meta.get("stack_trace", ""), self.around.outer_trace
@@ -365,6 +394,16 @@ class Recorder:
                 raise NotAlike("it reads a module that it is part of")
         return tuple(about)
 
+    def _plain_values(self, guards: tuple[Guard, ...]) -> dict[Source, Any]:
+        compared = ids_compared(self.variable.value)
+        values, found = Values(self._tx), {}
+        labels = {label.source.name for label in self.labels.values()} - self.spoiled
+        for source in {guard.originating_source for guard in guards}:
+            value = values.of(source)
+            if id(value) not in compared and source.name not in labels:
+                found[source] = value
+        return found
+
     # -- the form
 
     def _input_text(self, node: Node, how: int | Source | None) -> str:
@@ -393,6 +432,13 @@ class Recorder:
         if label is not None:
             return f"label {self.places.relative(label.source.name)}"
         return f"{type(value).__name__} {value!r}"
+
+    def _holds_label(self, value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return any(map(self._holds_label, value))
+        if isinstance(value, Mapping):
+            return any(map(self._holds_label, value.values()))
+        return id(value) in self.labels
 
     def _guard_text(self, guard: Guard) -> str:
         details = getattr(guard.create_fn, "keywords", None) or {}
@@ -434,6 +480,22 @@ def shown_name(variable: Any) -> str:
     """A module's name as it stands in ``nn_module_stack``: ``L['self'].layers.0``."""
     name = variable.get_nn_module_stack_source().name
     return re.sub(r"\._(?:modules|parameters|buffers)\[(['\"])([^'\"\]]+)\1\]", r".\2", name)
+
+
+def _nodes_in(variable: VariableTracker) -> Iterable[Node]:
+    variable = opened(variable)
+    if isinstance(variable, TensorVariable | SymNodeVariable):
+        yield node_of(variable)
+    elif type(variable) in (TupleVariable, ListVariable):
+        for item in variable.items:
+            yield from _nodes_in(item)
+    elif type(variable) is ConstDictVariable:
+        for item in variable.items.values():
+            yield from _nodes_in(item)
+
+
+def _values(nodes: Iterable[Node]) -> list[Any]:
+    return [node.meta.get("example_value") for node in nodes]
 
 
 def _leaf_spec(variable: VariableTracker) -> str:

@@ -41,6 +41,14 @@ def spec(value: Any) -> str:
     return f"{type(value).__name__} {value}"
 
 
+def difference(one: str, other: str) -> str:
+    """Both texts for people, from shortly before where they differ."""
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+    start = max(0, same - 40)
+    parts = [" ".join(f"{'...' if start else ''}{text[start : same + 40]}".split()) for text in (one, other)]
+    return f"{parts[0]!r} and {parts[1]!r}"
+
+
 def node_of(variable: VariableTracker) -> Node:
     """The graph node a realised tensor or symbolic number stands for."""
     node: Node = variable.as_proxy().node

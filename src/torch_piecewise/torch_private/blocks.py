@@ -25,7 +25,7 @@ from torch.nn import Module
 
 from torch_piecewise.torch_private.block_copies import Copy, CopyFailed, own_object
 from torch_piecewise.torch_private.block_tapes import Label, Recorder, Surroundings, Tape
-from torch_piecewise.torch_private.block_views import Arguments, NotAlike
+from torch_piecewise.torch_private.block_views import Arguments, NotAlike, difference
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -145,8 +145,10 @@ class Blocks:
                 self._trusted |= {id(other)}
                 return
         self._tries[kind] += bool(known)
-        if known:
-            self._note(kind, NotAlike(_first_difference(known[-1].form, tape.form)))
+        if known and known[-1].form == tape.form:
+            self._note(kind, NotAlike("one module is called again and again"))
+        elif known:
+            self._note(kind, NotAlike(f"two were traced as {_first_difference(known[-1].form, tape.form)}"))
         if self._tries[kind] < _MOST_TRIES:
             known.append(tape)
 
@@ -202,7 +204,7 @@ class _WatchedString(ConstantVariable):
 
 def _first_difference(one: tuple[str, ...], other: tuple[str, ...]) -> str:
     pairs = zip(one, other, strict=False)
-    return next((f"{a} and {b}" for a, b in pairs if a != b), f"{len(one)} and {len(other)} steps")
+    return next((difference(a, b) for a, b in pairs if a != b), f"{len(one)} and {len(other)} steps")
 
 
 def classes_in(holders: Any) -> Counter[type]:

@@ -135,7 +135,7 @@ def capture_fullgraph(
         sources=tuple(node._dynamo_source.name for node in placeholders),
         fakes=tuple(node.meta["example_value"] for node in placeholders),
         shape_env=shape_env,
-        guards=tuple(_input_guard(guard) for guard in sorted(frame.output_graph.guards)),
+        guards=tuple(_input_guard(guard) for guard in sorted(frame.output_graph.guards, key=Guard.sort_key)),
         tail=tail,
         tail_imports={k: v for k, v in frame.import_sources.items() if k in tail_names},
         argument_names=_argument_names(frame.bytecode),
