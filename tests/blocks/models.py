@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -543,9 +544,7 @@ class UnevenWidths(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (8, 8, 8, 4, 4, 4, 8)
-        self.layers = nn.ModuleList(
-            Sized2(a, b) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(Sized2(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:

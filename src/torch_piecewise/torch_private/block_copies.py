@@ -24,7 +24,15 @@ from torch.fx import Node
 
 from torch_piecewise.torch_private.block_fakes import FakeCopies, can_copy
 from torch_piecewise.torch_private.block_modules import check_alike
-from torch_piecewise.torch_private.block_tapes import Label, Origin, Step, Surroundings, Tape, shown_name, twin
+from torch_piecewise.torch_private.block_tapes import (
+    Label,
+    Origin,
+    Step,
+    Surroundings,
+    Tape,
+    shown_name,
+    twin,
+)
 from torch_piecewise.torch_private.block_views import (
     Arguments,
     NotAlike,
@@ -152,7 +160,8 @@ class Copy:
 
     def _fake_copies(self) -> FakeCopies | None:
         """None where the operations have to be run, because gradients or odd tensors are about."""
-        values = [(old.meta.get("example_value"), new.meta.get("example_value")) for old, new in self._nodes.items()]
+        pairs = self._nodes.items()
+        values = [(old.meta.get("example_value"), new.meta.get("example_value")) for old, new in pairs]
         if not self._tape.plain_fakes or not can_copy((), (new for _, new in values)):
             return None
         return FakeCopies(self._tx.fake_mode, values)
@@ -205,7 +214,7 @@ class Copy:
         return moved.text
 
     def _valued(self, step: Step, node: Node) -> VariableTracker | None:
-        """Give ``node`` its fake value and its name as the trace gives them; its tracker, where one is needed."""
+        """Give ``node`` its fake value and name as a trace does; its tracker, where one is needed."""
         if self._fakes is not None and step.node not in self._tape.spoken:
             variable = self._copied_value(step, node, self._fakes)
         else:
@@ -270,7 +279,7 @@ class Copy:
             return old
         again = functools.partial(self._result, arguments=arguments, made=made)
         fresh = ValueMutationNew() if old.mutation_type is not None else None
-        if type(old) in (TupleVariable, ListVariable):
+        if isinstance(old, TupleVariable | ListVariable):
             return type(old)([again(item) for item in old.items], mutation_type=fresh)
         assert type(old) is ConstDictVariable
         items = {again(key.vt): again(item) for key, item in old.items.items()}

@@ -11,7 +11,6 @@ from torch.nn import Module
 from torch_piecewise.torch_private.block_views import NotAlike
 from torch_piecewise.torch_private.store import module_hooks, registered_children, registered_tensors
 
-
 _TABLES = frozenset(
     {
         "_parameters",

@@ -15,7 +15,6 @@ import torch
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.dicts import ConstDictVariable
-from torch._dynamo.variables.lists import ListVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._guards import Guard, Source
 from torch.fx import Node
@@ -31,6 +30,7 @@ from torch_piecewise.torch_private.block_views import (
     NotAlike,
     Places,
     Values,
+    is_sequence,
     is_waiting,
     node_of,
     opened,
@@ -446,7 +446,8 @@ class Recorder:
         other = twin(guard)
         if other is not None:
             plain["is"] = self.places.relative(other.name)
-        return f"{guard.inner_create_fn().__name__} {self.places.relative(guard.name)} {sorted(plain.items())}"
+        kind = guard.inner_create_fn().__name__
+        return f"{kind} {self.places.relative(guard.name)} {sorted(plain.items())}"
 
     def _result_text(self, variable: VariableTracker, names: Mapping[Node, str]) -> str:
         variable = opened(variable)
@@ -461,7 +462,7 @@ class Recorder:
             return f"{type(variable).__name__} {names[node]}"
         if variable.source is None and type(variable) is ConstantVariable:
             return f"constant {type(variable.value).__name__} {variable.value!r}"
-        if variable.source is None and type(variable) in (TupleVariable, ListVariable):
+        if variable.source is None and is_sequence(variable):
             items = [self._result_text(item, names) for item in variable.items]
             return f"{type(variable).__name__}[{', '.join(items)}]"
         if variable.source is None and type(variable) is ConstDictVariable and variable.user_cls is dict:
@@ -486,7 +487,7 @@ def _nodes_in(variable: VariableTracker) -> Iterable[Node]:
     variable = opened(variable)
     if isinstance(variable, TensorVariable | SymNodeVariable):
         yield node_of(variable)
-    elif type(variable) in (TupleVariable, ListVariable):
+    elif is_sequence(variable):
         for item in variable.items:
             yield from _nodes_in(item)
     elif type(variable) is ConstDictVariable:

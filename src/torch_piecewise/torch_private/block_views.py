@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch._dynamo.variables.base import VariableTracker
@@ -60,6 +60,11 @@ def is_waiting(variable: VariableTracker) -> bool:
     return isinstance(variable, LazyVariableTracker) and not variable.is_realized()
 
 
+def is_sequence(variable: VariableTracker) -> TypeGuard[TupleVariable | ListVariable]:
+    """Whether it is a plain tuple or list, and no kind of its own."""
+    return type(variable) in (TupleVariable, ListVariable)
+
+
 def opened(variable: VariableTracker) -> VariableTracker:
     """The tracker behind a lazy one that was looked at; a waiting one as it is."""
     if isinstance(variable, LazyVariableTracker) and variable.is_realized():
@@ -107,7 +112,7 @@ class Arguments:
             return f"{from_outside}{type(value).__name__} {value!r}"
         if variable.source is not None:
             return f"{type(variable).__name__} at {variable.source.name}"
-        if type(variable) in (TupleVariable, ListVariable):
+        if is_sequence(variable):
             return f"{type(variable).__name__}[{', '.join(map(self._text, variable.items))}]"
         if type(variable) is ConstDictVariable and variable.user_cls is dict:
             items = [f"{self._text(key.vt)}: {self._text(item)}" for key, item in variable.items.items()]
@@ -166,18 +171,18 @@ class Places:
         """Turns a source inside these places into the same one inside ``others``."""
         pairs: dict[Source, Source] = {}
         for mine, theirs in zip(self.sources, others.sources, strict=True):
-            while mine is not None and theirs is not None and mine != theirs:
-                pairs.setdefault(mine, theirs)
-                # The same place shows with and without the mark that it is a module.
-                if type(mine) is not type(theirs) or mine.name != _base_name(mine):
-                    break
-                mine, theirs = mine.base, theirs.base  # type: ignore[attr-defined]
+            for one, other in zip(_marks(mine), _marks(theirs), strict=False):
+                if one != other:
+                    pairs.setdefault(one, other)
         return _Mover(pairs)
 
 
-def _base_name(source: Source) -> str | None:
-    base = getattr(source, "base", None)
-    return base.name if isinstance(base, Source) else None
+def _marks(source: Source | None) -> Iterable[Source]:
+    """A place as it shows with and without the mark that it is a module."""
+    while source is not None:
+        yield source
+        base = getattr(source, "base", None)
+        source = base if isinstance(base, Source) and base.name == source.name else None
 
 
 class _Mover:
@@ -215,7 +220,7 @@ class Values:
             NotAlike: it cannot be read.
         """
         try:
-            return source.get_value(self._scope, {}, self._known)  # type: ignore[arg-type]
+            return source.get_value(self._scope, {}, self._known)
         except Exception as error:
             raise NotAlike(f"{source.name} cannot be read") from error
 

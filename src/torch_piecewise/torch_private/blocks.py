@@ -64,7 +64,9 @@ class Blocks:
         self._recorders: list[Recorder] = []
         self._epoch = 0
 
-    def call(self, plain: Callable[..., VariableTracker], variable: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+    def call(
+        self, plain: Callable[..., VariableTracker], variable: Any, tx: Any, args: Any, kwargs: Any
+    ) -> Any:
         """Trace or copy one call of a module."""
         if tx.output is not self._output:
             self._begin(tx.output)
@@ -189,7 +191,7 @@ class _WatchedString(ConstantVariable):
         super().__init__(value, source=source)
 
     @property
-    def value(self) -> str:  # type: ignore[override]
+    def value(self) -> str:
         for recorder in self._watchers:
             recorder.spoiled.add(self._label.source.name)
         return self._label.text
