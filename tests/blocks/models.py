@@ -350,6 +350,30 @@ class ReadsAGlobal(Base):
         return self.linear(x) * _SWITCHES["scale"]
 
 
+_CURRENT = 1.0
+
+
+class ReadsAGlobalThatMoves(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * _CURRENT
+
+
+class MovesAGlobal(nn.Module):
+    """Binds a global anew between the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(ReadsAGlobalThatMoves(index) for index in range(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        global _CURRENT
+        for index, layer in enumerate(self.layers):
+            if index == 5:
+                _CURRENT = 2.0
+            x = layer(x)
+        return x
+
+
 class Helper:
     def __init__(self, factor: float) -> None:
         self.factor = factor

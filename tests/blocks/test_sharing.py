@@ -39,6 +39,7 @@ STACKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "functions that differ": (lambda: m.Stack(m.HasAFunction), 1),
     "a parent that is asked for the last block": (m.with_parents, 0),
     "a global": (lambda: m.Stack(m.ReadsAGlobal), ALL),
+    "a global that is bound anew": (m.MovesAGlobal, 2),
     "a counter": (lambda: m.Stack(m.Counts), 0),
     "an attribute that keeps a result": (lambda: m.Stack(m.Kept), 0),
     "a counter outside": (lambda: m.CountsOutside(m.Plain), 0),

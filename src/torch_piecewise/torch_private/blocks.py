@@ -1,8 +1,9 @@
 """Trace blocks that are alike once: the door into Dynamo, and who decides at each call.
 
 torch's own way (``torch.compiler.nested_compile_region``) needs a decorated class, knows no aliasing or
-nested results, traces every call again in 2.11 and looks no further than guards in 2.13:
-https://github.com/pytorch/pytorch/issues/165064. Here each call of a module that is traced is either traced
+nested results, and traces every call again in 2.11; in 2.13 it gives up at a label or an index that differs
+from block to block (https://github.com/pytorch/pytorch/issues/191781) and at objects among the arguments
+(https://github.com/pytorch/pytorch/issues/191758). Here each call of a module that is traced is either traced
 as ever and written down, or copied from what was written down, node by node, into the same flat graph.
 """
 
