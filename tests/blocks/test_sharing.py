@@ -17,6 +17,7 @@ from torch._dynamo.variables.nn_module import UnspecializedNNModuleVariable
 import torch_piecewise as tp
 from tests.blocks import models as m
 from tests.blocks.same import both, trace
+from torch_piecewise.errors import GraphBreakError
 from torch_piecewise.events import Event, GraphCaptured
 from torch_piecewise.torch_private import block_copies, blocks
 
@@ -223,7 +224,7 @@ class Breaks(m.Base):
 
 
 def test_a_model_that_breaks_the_graph_is_refused_as_ever(no_grad: None) -> None:
-    with pytest.raises(tp.GraphBreakError, match="breaks the graph"):
+    with pytest.raises(GraphBreakError, match="breaks the graph"):
         tp.compile(m.Stack(Breaks), backend="eager", disable_cache=True)(torch.rand(6, m.WIDTH))
 
 
