@@ -2,7 +2,7 @@
 
     python benchmarks/trace_by_depth.py [--depths 4 32 128] [--runs 3]
 
-Seconds of the trace alone, each in a process of its own: with alike blocks copied, and with each block traced.
+Seconds of the trace alone, each in a process of its own: with alike blocks copied, and with each traced.
 The last column is what one more layer costs between the two greatest depths.
 """
 

@@ -219,7 +219,7 @@ class Counters:
 def _counted(event: Event) -> list[tuple[str, int]]:
     match event:
         case GraphCaptured(blocks_shared=shared):
-            return [("graphs_captured", 1), ("blocks_shared", shared)]
+            return [("graphs_captured", 1)] + ([("blocks_shared", shared)] if shared else [])
         case GraphSplit(pieces=pieces, cuts=cuts, distinct=distinct):
             return [("pieces", pieces), ("cuts", cuts), ("distinct_pieces", distinct)]
         case PieceCompiled():
