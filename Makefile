@@ -37,7 +37,7 @@ demo: install ## Compile a chat model and let it answer; PROMPT="..." asks somet
 	$(BIN)/torch-piecewise demo $(if $(PROMPT),--prompt "$$PROMPT")
 
 test: install lint types floors ## All checks and the tests that need no GPU (within ten minutes on two cores)
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
 
 slow: install ## The tests that take long: crash loops, the real model on many prompts
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -75,7 +75,9 @@ def run(way: str, layers: int, folder: Path) -> dict[str, float]:
         **os.environ,
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "XDG_CACHE_HOME": str(folder / "xdg"),
+        "TMPDIR": str(folder / "tmp"),  # where torch keeps the precompiled header
     }
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
     (folder / "kept").mkdir(parents=True, exist_ok=True)
     (folder / "kept").chmod(0o755)
     program = HEAD.format(folder=str(Path(__file__).parent))

@@ -1,18 +1,21 @@
 """A pass of your own: find RMSNorm in the traced graph and put one operator in its place.
 
-Run it: ``python examples/fused_rmsnorm_pass.py``. It compiles a small model with the pass, compares it with
-eager mode, and prints what the pass found.
+Run it: ``python examples/fused_rmsnorm_pass.py``. It compiles a small model with the pass, prints the graph
+before and after it and what the pass found, and compares the result with eager mode.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from torch_piecewise.passes.base import GraphPass
+import torch_piecewise as tp
+from torch_piecewise.events import PassRecord
+from torch_piecewise.passes.text import graph_text
 
 aten = torch.ops.aten
 
@@ -33,7 +36,7 @@ def fused_rms_norm_shape(x: torch.Tensor, weight: torch.Tensor, eps: float) -> t
 
 
 @dataclass(frozen=True)
-class FuseRMSNorm(GraphPass):
+class FuseRMSNorm(tp.GraphPass):
     """Replaces ``x * rsqrt(mean(x ** 2) + eps) * weight`` by ``examples::fused_rms_norm``.
 
     Attributes:
@@ -139,19 +142,35 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-def main() -> None:
-    # Imported here because it loads Inductor.
-    from torch_piecewise.passes.manager import PassManager
+def show(graph: fx.Graph) -> None:
+    """A pass may be a plain function: this one prints."""
+    print(graph_text(graph))
 
-    manager = PassManager([FuseRMSNorm()])
-    model = nn.Sequential(nn.Linear(64, 64), RMSNorm(64), nn.Linear(64, 64), RMSNorm(64))
-    compiled = torch.compile(model, options={"post_grad_custom_post_pass": manager})
+
+def main() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), RMSNorm(64), nn.Linear(64, 64), RMSNorm(64)).eval()
+    reference = copy.deepcopy(model)
+    tp.compile(
+        model,
+        dynamic_arg_dims={"input": 0},
+        inductor_passes={
+            "before": show,
+            "fuse_rmsnorm": FuseRMSNorm(),
+            "clean": "torch_piecewise.passes.cleanup.CleanUp",
+            "after": show,
+        },
+        # Nothing comes from a cache, so that there is something to see each time.
+        disable_cache=True,
+        inductor_compile_config={"fx_graph_cache": False},
+    )
+    records: list[PassRecord] = []
+    tp.program_of(model).bus.add(
+        lambda event: records.append(event) if isinstance(event, PassRecord) else None
+    )
     x = torch.randn(10, 64)
     with torch.no_grad():
-        difference = (compiled(x) - model(x)).abs().max().item()
-    if not manager.records:
-        print("Inductor had this model in its cache, so no pass had to run")
-    for record in manager.records:
+        difference = (model(x) - reference(x)).abs().max().item()
+    for record in records:
         print(f"{record.name}: {record.matches} matches, {record.nodes_before} -> {record.nodes_after} nodes")
     print(f"largest difference from eager: {difference:.1e}")
 

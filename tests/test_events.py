@@ -18,6 +18,7 @@ from torch_piecewise.events import (
     PhaseEnded,
     PhaseStarted,
     PieceCompiled,
+    PieceCompileStarted,
     PieceFailed,
     PieceLoaded,
     Recompiled,
@@ -91,6 +92,7 @@ def test_a_phase_that_fails_says_so_and_lets_the_error_through():
     [
         (GraphCaptured(nodes=9), {"graphs_captured": 1}),
         (GraphSplit(pieces=5, cuts=4, distinct=3), {"pieces": 5, "cuts": 4, "distinct_pieces": 3}),
+        (PieceCompileStarted(piece="submod_0", range=SIZES, compiler="eager"), {"compiles_started": 1}),
         (compiled(), {"artifacts_compiled": 1}),
         (loaded("store"), {"artifacts_loaded": 1, "artifacts_loaded_from_store": 1}),
         (loaded("compiled"), {"artifacts_loaded": 1, "artifacts_loaded_from_compiled": 1}),

@@ -39,11 +39,11 @@ def task(name: str, start: int = 1, compiler: Any = None) -> CompileTask:
 
 def test_outcomes_come_in_the_order_of_the_tasks() -> None:
     outcomes = CompilePool().run([task("a", n) for n in range(1, 5)])
-    assert [artifact.range.start for artifact, _seconds in outcomes] == [1, 2, 3, 4]
+    assert [artifact.range.start for artifact, *_ in outcomes] == [1, 2, 3, 4]
 
 
 def test_a_failure_is_an_outcome_and_the_others_go_on() -> None:
-    (good, _), (bad, _), (also_good, _) = CompilePool().run([task("a"), task("fails"), task("b")])
+    (good, *_), (bad, *_), (also_good, *_) = CompilePool().run([task("a"), task("fails"), task("b")])
     assert isinstance(bad, ValueError)
     assert good.payload and also_good.payload
 
@@ -59,7 +59,7 @@ def test_a_task_that_cannot_travel_is_compiled_here() -> None:
         pass
 
     outcomes = CompilePool(workers=2).run([task("a", n, Local()) for n in range(1, 8)])
-    assert {int(artifact.payload.split()[0]) for artifact, _ in outcomes} == {os.getpid()}
+    assert {int(artifact.payload.split()[0]) for artifact, *_ in outcomes} == {os.getpid()}
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_workers_share_the_work_and_their_faults_cost_nothing() -> None:
     names = ["a", "b", "c", "kills the worker", "d", "fails", "e"]
     outcomes = CompilePool(workers=1).run([task(name, n + 1, Slow()) for n, name in enumerate(names)])
     assert isinstance(outcomes[5][0], ValueError)
-    made = [artifact.payload for artifact, _ in outcomes if isinstance(artifact, Artifact)]
+    made = [artifact.payload for artifact, *_ in outcomes if isinstance(artifact, Artifact)]
     assert len(made) == 6
     assert len({payload.split()[0] for payload in made}) > 1
 

@@ -39,6 +39,32 @@ def test_the_source_reads_as_the_model_does() -> None:
     )
 
 
+def test_for_captures_each_run_of_cuts_is_a_marked_step() -> None:
+    graph = traced(lambda x: torch.tanh(torch.sigmoid(x + 1)) * 2, torch.randn(3))
+    module, items = split_graph(graph, ["torch.sigmoid", "torch.tanh"])
+    line = stitch(module, [item.submod_name for item in items if item.is_splitting_graph], as_steps=True)
+    assert line.source == (
+        "def make(submod_0, submod_2, sigmoid, tanh, cut_step):\n"
+        "    def cut_1(add):\n"
+        "        sigmoid_1 = sigmoid(add)\n"
+        "        tanh_1 = tanh(sigmoid_1)\n"
+        "        return (tanh_1,)\n"
+        "    cut_1 = cut_step(cut_1)\n"
+        "    def run(l_x_):\n"
+        "        add, = submod_0(l_x_)\n"
+        "        del l_x_\n"
+        "        tanh_1, = cut_1(add)\n"
+        "        del add\n"
+        "        mul, = submod_2(tanh_1)\n"
+        "        del tanh_1\n"
+        "        return (mul,)\n"
+        "    return run\n"
+    )
+    x = torch.randn(3)
+    (got,) = line.bind({item.submod_name: item.graph.forward for item in items})(x)
+    assert torch.equal(got, torch.tanh(torch.sigmoid(x + 1)) * 2)
+
+
 def test_the_line_computes_what_the_graph_does() -> None:
     def model(x: Tensor, y: Tensor) -> Any:
         values, indices = torch.max(x, 0)

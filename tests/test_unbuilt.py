@@ -12,15 +12,7 @@ from torch_piecewise.errors import ConfigError
 @pytest.mark.parametrize(
     "field",
     [
-        {"mode": "stock_torch_compile"},
-        {"backend": "aot_inductor"},
-        {"guards": "full"},
-        {"guards": "none"},
-        {"on_miss": "background"},
         {"use_inductor_graph_partition": True},
-        {"cudagraph_mode": "piecewise"},
-        {"inductor_passes": {"clean": "torch_piecewise.passes.cleanup.CleanUp"}},
-        {"debug_dump_path": "dumps"},
     ],
     ids=lambda field: next(iter(field.items())),
 )

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from torch_piecewise.api import compile as compile
     from torch_piecewise.api import program_of as program_of
     from torch_piecewise.backend import PiecewiseCompileBackend as PiecewiseCompileBackend
+    from torch_piecewise.baking import bake as bake
+    from torch_piecewise.bundle_start import load as load
     from torch_piecewise.compilers import make_compiler as make_compiler
+    from torch_piecewise.completion import set_on_compilation_complete as set_on_compilation_complete
     from torch_piecewise.config import Config as Config
     from torch_piecewise.cudagraph_mode import CUDAGraphMode as CUDAGraphMode
     from torch_piecewise.cudagraphs import BatchDescriptor as BatchDescriptor
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from torch_piecewise.cudagraphs import CUDAGraphWrapper as CUDAGraphWrapper
     from torch_piecewise.cudagraphs import forward_context as forward_context
     from torch_piecewise.cudagraphs import make_copy_and_call as make_copy_and_call
+    from torch_piecewise.ignoring import ignore as ignore
     from torch_piecewise.manager import CompilerManager as CompilerManager
     from torch_piecewise.passes.base import GraphPass as GraphPass
     from torch_piecewise.passes.context import get_pass_context as get_pass_context
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from torch_piecewise.splitting import SplitItem as SplitItem
     from torch_piecewise.splitting import split_graph as split_graph
     from torch_piecewise.splitting_ops import splitting_op as splitting_op
+    from torch_piecewise.tags import set_model_tag as set_model_tag
 
 _MODULE_OF = {
     "BatchDescriptor": "cudagraphs",
@@ -45,13 +50,18 @@ _MODULE_OF = {
     "PiecewiseCompileBackend": "backend",
     "Range": "ranges",
     "SplitItem": "splitting",
+    "bake": "baking",
     "compile": "api",
     "forward_context": "cudagraphs",
     "get_pass_context": "passes.context",
+    "ignore": "ignoring",
+    "load": "bundle_start",
     "make_compiler": "compilers",
     "make_copy_and_call": "cudagraphs",
     "pass_context": "passes.context",
     "program_of": "api",
+    "set_model_tag": "tags",
+    "set_on_compilation_complete": "completion",
     "split_graph": "splitting",
     "splitting_op": "splitting_ops",
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +11,22 @@ from torch.jit import ScriptFunction, ScriptModule
 from torch.nn import Module
 
 from torch_piecewise.compiled import CompiledCall
+from torch_piecewise.compiled_function import Request, compiled_function, handle_of
 from torch_piecewise.config import Config
-from torch_piecewise.dynamic_dims import dynamic_dims
 from torch_piecewise.errors import ConfigError
+from torch_piecewise.ignoring import Decision, decide, decided, is_ignored
 from torch_piecewise.torch_private import modules
 from torch_piecewise.unbuilt import refuse_unbuilt
+from torch_piecewise.whole_model import WHOLE_MODES
 
 
 def compile(
-    model_or_fn: Any = None, *, config: Config | None = None, tag: str | None = None, **fields: Any
+    model_or_fn: Any = None,
+    *,
+    config: Config | None = None,
+    tag: str | None = None,
+    enable_if: Callable[[Any], Any] | None = None,
+    **fields: Any,
 ) -> Any:
     """Compile a model or function in pieces; nothing happens before its first call.
 
@@ -31,22 +37,35 @@ def compile(
         @tp.compile(dynamic_arg_dims={"x": 0})
         def step(x): ...
 
+    A compiled part of a compiled whole is traced with the whole, under the whole's settings; called by
+    itself it runs as its own program. Of decorated classes that inherit from each other, the one nearest to
+    an object decides for it; ``tp.ignore`` takes a class out.
+
     Args:
         model_or_fn: a module (compiled in place, as ``nn.Module.compile()`` does), a module class (each
-            instance is compiled), a function, or a method in a class body. None: returns a decorator.
+            instance is compiled when the class's ``__init__`` is through), a function, or a method in a class
+            body. None: returns a decorator.
         config: settings; ``fields`` override it. Settings given in neither come from the environment.
-        tag: names this part of a model in the store and in logs.
+        tag: names this part of a model in the store and in logs. None: that of ``tp.set_model_tag``.
+        enable_if: whether to compile at all: called with the module, or for a method with its object, or with
+            the function; for a module when it is handed over or made, else at the first call. None: always.
 
     Returns:
-        The same module or class; for a function, a callable that replaces it.
+        The same module or class; for a function, one that replaces it.
 
     Raises:
         ConfigError: a field is unknown or malformed, or the object cannot be compiled.
     """
-    settings = _settings(config, fields)
+    if enable_if is not None and not callable(enable_if):
+        raise ConfigError(
+            "enable_if is not a predicate",
+            expected="a function of the module, object or function, such as lambda module: module.width > 64",
+            got=f"{enable_if!r} ({type(enable_if).__name__})",
+        )
+    request = Request(_settings(config, fields), tag, enable_if)
     if model_or_fn is None:
-        return functools.partial(_compile, settings=settings, tag=tag)
-    return _compile(model_or_fn, settings=settings, tag=tag)
+        return functools.partial(_compile, request=request)
+    return _compile(model_or_fn, request=request)
 
 
 def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
@@ -56,7 +75,7 @@ def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
     return settings
 
 
-def _compile(target: Any, *, settings: Config, tag: str | None) -> Any:
+def _compile(target: Any, *, request: Request) -> Any:
     if isinstance(target, ScriptModule | ScriptFunction):
         raise ConfigError(
             "TorchScript cannot be compiled",
@@ -65,13 +84,21 @@ def _compile(target: Any, *, settings: Config, tag: str | None) -> Any:
             hint="compile that one; TorchScript runs outside Python, where nothing can be traced",
         )
     if isinstance(target, type) and issubclass(target, Module):
-        return _compile_class(target, settings, tag)
+        return _compile_class(target, request)
     if isinstance(target, Module):
-        return _compile_module(target, settings, tag)
+        if is_ignored(type(target)):
+            raise ConfigError(
+                f"{type(target).__qualname__} is marked with tp.ignore and cannot be compiled",
+                expected="a module whose class is compiled",
+                hint="remove the mark, or compile the model around it",
+            )
+        return _compile_module(target, request)
     if inspect.ismethod(target):
-        return CompiledCall(target, target.__self__, settings, target, tag=tag)
+        if not request.wants(target.__self__):
+            return target
+        return CompiledCall(target, target.__self__, request.settings, target, tag=request.tag)
     if inspect.isfunction(target):
-        return CompiledFunction(target, settings, tag)
+        return compiled_function(target, request)
     raise ConfigError(
         "This object cannot be compiled",
         expected="an nn.Module, an nn.Module class, a function or a method",
@@ -80,67 +107,37 @@ def _compile(target: Any, *, settings: Config, tag: str | None) -> Any:
     )
 
 
-def _compile_module(module: Module, settings: Config, tag: str | None) -> Module:
-    modules.set_compiled_call(module, None)
-    traced = modules.traceable_call(module)
+def _compile_module(module: Module, request: Request) -> Module:
+    if not request.wants(module):
+        modules.give_back(module)
+        return module
+    whole = request.settings.mode in WHOLE_MODES
+    traced = modules.uncompiled_call(module) if whole else modules.traceable_call(module)
     call = CompiledCall(
         traced,
         module,
-        settings,
+        request.settings,
         traced,
-        on_restore=functools.partial(modules.set_compiled_call, module, None),
+        on_restore=functools.partial(modules.give_back, module),
         declared=module.forward,
-        tag=tag,
+        tag=request.tag,
     )
     modules.set_compiled_call(module, call)
     return module
 
 
-def _compile_class(cls: type[Module], settings: Config, tag: str | None) -> type[Module]:
+def _compile_class(cls: type[Module], request: Request) -> type[Module]:
     original = cls.__init__
 
     @functools.wraps(original)
     def compiled_init(self: Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        _compile_module(self, settings, tag)
+        if decided(type(self))[0] is cls:  # else a class nearer to the object decides
+            _compile_module(self, request)
 
     cls.__init__ = compiled_init  # type: ignore[method-assign]  # what decorating this class asks for
+    decide(cls, Decision.COMPILED)
     return cls
-
-
-class CompiledFunction:
-    """A compiled function; in a class body, a method that is compiled for each instance."""
-
-    def __init__(self, function: Callable[..., Any], settings: Config, tag: str | None) -> None:
-        functools.update_wrapper(self, function)
-        self.settings = settings
-        self.tag = tag
-        self.function = function
-        self._own: CompiledCall | None = None
-        self._bound: weakref.WeakKeyDictionary[Any, CompiledCall] = weakref.WeakKeyDictionary()
-        if settings.mode != "none" and "self" not in inspect.signature(function).parameters:
-            dynamic_dims(function, settings)  # a mistake in the settings is told here, not at the first call
-
-    @property
-    def call(self) -> CompiledCall:
-        """The handle of the function itself (not of a method of an instance)."""
-        if self._own is None:
-            self._own = CompiledCall(self.function, None, self.settings, self.function, tag=self.tag)
-        return self._own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        call = self._bound.get(instance)
-        if call is None:
-            bound = self.function.__get__(instance, owner)
-            call = self._bound.setdefault(
-                instance, CompiledCall(bound, instance, self.settings, bound, tag=self.tag)
-            )
-        return call
 
 
 def program_of(model: Any) -> CompiledCall:
@@ -153,8 +150,10 @@ def program_of(model: Any) -> CompiledCall:
         ConfigError: it is not compiled by this library.
     """
     call = modules.compiled_call(model) if isinstance(model, Module) else model
-    if isinstance(call, CompiledFunction):
-        call = call.call
+    # What an integration puts around a compiled call names it.
+    call = getattr(call, "compiled_call", call)
+    if not isinstance(call, CompiledCall):
+        call = handle_of(model.forward if isinstance(model, Module) else model)
     if not isinstance(call, CompiledCall):
         raise ConfigError(
             "This model is not compiled",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,15 +18,39 @@ from torch_piecewise.cache_key import (
     compiler_ingredient,
     device_ingredient,
     host_cpu,
+    passes_ingredient,
     python_ingredient,
     torch_ingredient,
 )
 from torch_piecewise.compilers.base import CompileOptions, Compiler
+from torch_piecewise.config_ingredients import as_text, stable_name
 from torch_piecewise.ranges import Range
 from torch_piecewise.store import BlobRef, Draft, Entry, Found, Hit, Miss, OpenStore
 from torch_piecewise.store.base import Json
 
 _FILE = "file:"
+
+
+def artifact_ingredients(compiler: Compiler, options: CompileOptions) -> tuple[Ingredient, ...]:
+    """What identifies an artifact beside its piece and range.
+
+    Raises:
+        FingerprintError: a pass or a setting has no stable identity.
+    """
+    settings = tuple(
+        Ingredient(name, as_text(value, stable_name))
+        for name, value in sorted(options.inductor_config.items())
+    )
+    return (
+        torch_ingredient(),
+        python_ingredient(),
+        architecture_ingredient(host_cpu()),
+        device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        compiler_ingredient(compiler.name, compiler.fingerprint()),
+        Ingredient("inductor_compile_config", settings),
+        passes_ingredient(options.passes.named() if options.passes is not None else ()),
+        *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),
+    )
 
 
 @dataclass(frozen=True)
@@ -46,22 +69,12 @@ class ArtifactStore:
 
     @classmethod
     def of(cls, store: OpenStore, compiler: Compiler, options: CompileOptions) -> ArtifactStore:
-        """The artifacts of ``compiler`` under ``options``."""
-        host = host_cpu()
-        settings = tuple(
-            Ingredient(name, json.dumps(value, sort_keys=True, default=repr))
-            for name, value in sorted(options.inductor_config.items())
-        )
-        base = (
-            torch_ingredient(),
-            python_ingredient(),
-            architecture_ingredient(host),
-            device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            compiler_ingredient(compiler.name, compiler.fingerprint()),
-            Ingredient("inductor_compile_config", settings),
-            *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),
-        )
-        return cls(store, base, host)
+        """The artifacts of ``compiler`` under ``options``.
+
+        Raises:
+            FingerprintError: a pass or a setting has no stable identity, so that nothing can be kept.
+        """
+        return cls(store, artifact_ingredients(compiler, options), host_cpu())
 
     def key(self, fingerprint: str, range: Range) -> str:
         """The key of one artifact."""

@@ -7,27 +7,35 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
+from torch_piecewise.background import Background
 from torch_piecewise.compilers.base import Ambient
+from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
-from torch_piecewise.errors import CompileError, ConfigError, FingerprintError
+from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
-from torch_piecewise.fingerprint import fingerprint
+from torch_piecewise.inspection import Inspection, tell
+from torch_piecewise.lost_gradients import refuse_lost_gradients
+from torch_piecewise.manager_pieces import identity
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes
 from torch_piecewise.relations import Relation
+from torch_piecewise.replay_facts import ReplayFacts
+from torch_piecewise.size_limits import index_limits
 from torch_piecewise.splitting import SplitPlan, plan_split
 from torch_piecewise.splitting_ops import body_lookup
+from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.stitching import stitch
+from torch_piecewise.tags import current_tag
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (
     ensure_example_values,
@@ -35,6 +43,7 @@ from torch_piecewise.torch_private.nodes import (
     placeholder_facts,
 )
 from torch_piecewise.torch_private.shapes import ShapeEnv, dim_text
+from torch_piecewise.trace_facts import TracedCall, replay_facts
 from torch_piecewise.unbuilt import refuse_unbuilt
 
 logger = logging.getLogger("torch_piecewise")
@@ -63,6 +72,9 @@ class Workshop:
         relations: Sequence[Relation] = (),
         dispatch: str | None = None,
         symbols: Mapping[str, str] | None = None,
+        arguments: AbstractSet[str] | None = None,
+        inspection: Inspection | None = None,
+        prepare: bool = True,
     ) -> Program:
         """Cut, fingerprint, compile and stitch one traced graph.
 
@@ -72,32 +84,54 @@ class Workshop:
             relations: conditions on sizes that a call has to meet.
             dispatch: the symbol that ranges and sizes are about.
             symbols: symbol -> how a call's value of it is read; all that ``relations`` mention.
+            arguments: names of the call's arguments; None for every input that is no parameter or buffer.
+            inspection: is shown the graph before and after it is cut; None for nobody.
+            prepare: False leaves every piece uncompiled.
 
         Raises:
             PieceCompileError: a piece failed to compile.
         """
+        if inspection is not None:
+            inspection.traced(graph)
         with self.bus.phase("split"):
             plan = plan_split(graph, self._policy)
         for warning in plan.warnings:
             logger.warning("%s", warning)
         with self.bus.phase("fingerprint"):
-            pieces = self._distinct(plan, shape_env, relations, dispatch)
+            known = [relation for relation in relations if not relation.promised_by]
+            pieces = self._distinct(plan, shape_env, known, dispatch)
         self._report(plan, pieces)
         with self.bus.phase("stitch"):
+            if torch.is_grad_enabled():
+                refuse_lost_gradients(graph.graph, plan.module)
             cuts = [item.submod_name for item in plan.items if item.is_splitting_graph]
             stitched = stitch(plan.module, cuts)
+        if inspection is not None:
+            inspection.cut(plan, stitched.source)
+        sizes = self._sizes(dispatch, symbols or {})
         program = Program(
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
             pieces=pieces,
-            manager=self._managers.of(Ambient.now()),
-            sizes=self._sizes(dispatch, symbols or {}),
-            relations=relations,
+            tiers=self._managers.of(Ambient.now()),
+            sizes=sizes,
+            relations=() if self.config.guards == "none" else relations,
             cuts=len(cuts),
+            facts=self._facts(
+                TracedCall(graph, plan, dispatch, {s: sizes.names[s] for s in sizes.symbols}, arguments)
+            ),
         )
-        with self.bus.phase("compile"):
-            program.prepare()
+        if prepare:
+            with self.bus.phase("compile"):
+                program.prepare()
         return program
+
+    def _facts(self, call: TracedCall) -> ReplayFacts | None:
+        """What replaying calls has to know; None where nothing is captured."""
+        if not self.config.cudagraph_mode:
+            return None
+        with self.bus.phase("stitch"):
+            return replay_facts(call, Ambient.now().autocast, self.config.cudagraph_pad_values)
 
     def _distinct(
         self,
@@ -129,20 +163,11 @@ class Workshop:
         )
 
 
-def _identity(piece: Piece) -> str:
-    """The fingerprint of ``piece``; where it has none, a name that no other piece shares."""
-    try:
-        return fingerprint(piece)
-    except FingerprintError as error:
-        logger.info("%s is compiled for itself and not kept: %s", piece.name, error.what)
-        return f"unnamed {uuid.uuid4().hex}"
-
-
 def _info(piece: Piece | EagerPiece) -> PieceInfo:
     if isinstance(piece, EagerPiece):
         return PieceInfo(piece.name, None)
     symbols = tuple(symbol.name for symbol in piece.symbols)
-    return PieceInfo(piece.name, _identity(piece), symbols, piece.dispatch is not None)
+    return PieceInfo(piece.name, identity(piece), symbols, piece.dispatch is not None)
 
 
 class PiecewiseCompileBackend:
@@ -165,8 +190,16 @@ class PiecewiseCompileBackend:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
         refuse_unbuilt(self.config)
-        self.bus = Bus(*observers)
+        if self.config.mode == "stock_torch_compile":
+            raise ConfigError(
+                "A backend of torch.compile cannot hand its graph to torch.compile",
+                expected="mode='piecewise', 'trace_once' or 'none'",
+                got="mode='stock_torch_compile'",
+                hint="call torch.compile without this backend, or tp.compile with this mode",
+            )
+        self.bus = Bus(*observers, tell, tag=current_tag())
         self.program: Program | None = None
+        self._watches = watches()
         self._lock = threading.Lock()
 
     def __call__(self, graph: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
@@ -182,7 +215,9 @@ class PiecewiseCompileBackend:
         Raises:
             CompileError: the object was called before: another graph needs a backend of its own.
         """
-        with self._lock:
+        if self.config.mode == "none":
+            return graph.forward
+        with Announcement(self._watches) as news, self._lock:
             if self.program is not None:
                 raise CompileError(
                     "This backend object has compiled a graph already",
@@ -195,9 +230,20 @@ class PiecewiseCompileBackend:
             symbols = flat_symbol_readers(fakes)
             dispatch = self._dispatch(sources, fakes)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
-            self.program = Workshop(
-                self.config, self.bus, Managers(self.config, self.bus, store_for(self.config))
-            ).build(graph, shape_env=shape_env, dispatch=dispatch, symbols=keep)
+            limits = index_limits(graph) if self.config.assume_32_bit_indexing else ()
+            later = Background("torch.compile")
+            managers = Managers(self.config, self.bus, store_for(self.config), later)
+            self.program = Workshop(self.config, self.bus, managers).build(
+                graph,
+                shape_env=shape_env,
+                relations=[limit for limit in limits if limit.symbols <= keep.keys()],
+                dispatch=dispatch,
+                symbols=keep,
+                inspection=Inspection(self.config, self.bus.tag, "graph"),
+            )
+            if self.config.cudagraph_mode:
+                StaticCalls(self.config, self.bus).serve(self.program)
+            news.due = True
         return _flat_entry(self.program)
 
     def _dispatch(self, sources: Sequence[str], fakes: Sequence[Any]) -> str | None:

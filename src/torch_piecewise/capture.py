@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -13,22 +13,13 @@ from torch_piecewise.call_form import CallForm
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.errors import CaptureError, ConfigError, DynamicDimError, GraphBreakError
-from torch_piecewise.relations import Relation
+from torch_piecewise.guard_policy import evaluation_error
+from torch_piecewise.relations import Relation, readable
+from torch_piecewise.size_limits import index_limits, squeezed_dims
+from torch_piecewise.stand_ins import Small, attempts, stand_ins
 from torch_piecewise.torch_private import dynamo, shapes
 from torch_piecewise.torch_private.dynamo import RawCapture
 from torch_piecewise.torch_private.shapes import dim_text
-
-_SUBSTITUTE = 7
-"""Size that stands for a dynamic dim of size 0 or 1 in a trace: sizes with meanings of their own."""
-
-
-class _Small(Enum):
-    """How a dynamic dim of size 0 or 1 is traced."""
-
-    SUBSTITUTED = auto()
-    DYNAMIC = auto()
-    FIXED = auto()
-
 
 _DYNAMO_SETTINGS = {
     # What is dynamic is declared; Dynamo's memory of earlier traces in this process must not add to it.
@@ -76,36 +67,42 @@ def capture(
     """
     _check_dims(call, dims)
     true_sizes = _sizes(call, dims)
-    *attempts, last = _attempts(call, true_sizes, config)
-    for small in attempts:
+    *others, last = attempts(call, true_sizes, config)
+    for small in others:
         try:
             captured = _trace(function, call, dims, config, small)
         except CaptureError:
             continue
-        values = _values(captured.symbols, true_sizes)
-        if all(relation.holds(values) for relation in captured.relations):
+        if _serves(captured, function, call, true_sizes, config):
             return captured
     return _trace(function, call, dims, config, last)
 
 
-def _attempts(call: CallForm, true_sizes: Mapping[str, int], config: Config) -> tuple[_Small, ...]:
-    if not {0, 1} & set(true_sizes.values()):
-        return (_Small.DYNAMIC,)
-    if _share_memory(call.values.values()):  # which stand-ins of other sizes would not
-        return _Small.DYNAMIC, _Small.FIXED
-    if config.dynamic_shapes == "backed":
-        # Such a size is a constant to torch in this mode.
-        return _Small.SUBSTITUTED, _Small.FIXED
-    return _Small.SUBSTITUTED, _Small.DYNAMIC, _Small.FIXED
+def _serves(
+    captured: Captured, function: Any, call: CallForm, sizes: Mapping[str, int], config: Config
+) -> bool:
+    """Whether a trace made with other sizes holds for the call as it is."""
+    values = {symbol: sizes[source] for symbol, source in captured.symbols.items() if source in sizes}
+    violated = [relation for relation in captured.relations if not relation.holds(values)]
+    asked = next((one for one in violated if not one.assumed and not one.promised_by), None)
+    if asked is not None and config.evaluate_guards:
+        names = captured.symbols
+        raise evaluation_error(
+            f"{readable(asked.text, names)}{f' (asked by {asked.where})' if asked.where else ''}",
+            ", ".join(f"{readable(symbol, names)}={value}" for symbol, value in values.items()),
+        )
+    guards = captured.raw.full_guards
+    return not violated and (guards is None or guards.hold(_frame(captured.raw, function, call)))
 
 
-def _share_memory(values: Iterable[Any]) -> bool:
-    tensors = {
-        id(value): value
-        for value in values
-        if isinstance(value, torch.Tensor) and value.layout is torch.strided and value.numel() > 0
-    }
-    return len({value.untyped_storage().data_ptr() for value in tensors.values()}) < len(tensors)
+def _frame(raw: RawCapture, function: Any, call: CallForm) -> dict[str, Any]:
+    """The locals of the traced frame for this call, closed-over variables included."""
+    bound = inspect.BoundArguments(call.bound.signature, call.bound.arguments.copy())
+    bound.apply_defaults()
+    owner = getattr(function, "__self__", None)
+    own = {} if owner is None else {raw.argument_names[0]: owner}
+    cells = zip(raw.traced.__code__.co_freevars, raw.traced.__closure__ or (), strict=True)
+    return {**own, **bound.arguments, **{name: cell.cell_contents for name, cell in cells}}
 
 
 def _check_dims(call: CallForm, dims: Dims) -> None:
@@ -142,18 +139,14 @@ def _sizes(call: CallForm, dims: Dims) -> dict[str, int]:
     return sizes
 
 
-def _values(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, int]:
-    return {symbol: sizes[source] for symbol, source in symbols.items() if source in sizes}
-
-
 def _trace(
     function: Callable[..., Any],
     call: CallForm,
     dims: Dims,
     config: Config,
-    small: _Small,
+    small: Small,
 ) -> Captured:
-    args, kwargs = call.replaced(_stand_ins(call, dims, small, config))
+    args, kwargs = call.replaced(stand_ins(call, dims, small, config))
     oblivious = config.dynamic_shapes == "backed_size_oblivious"
     try:
         raw = dynamo.capture_fullgraph(
@@ -162,9 +155,10 @@ def _trace(
             kwargs,
             shape_settings={"backed_size_oblivious": oblivious},
             dynamo_settings=_DYNAMO_SETTINGS,
+            with_full_guards=config.guards == "full",
         )
     except dynamo.GraphBreak as error:
-        raise graph_break_error(error) from error
+        raise graph_break_error(error, unbacked=_nothing_assumed(config)) from error
     except dynamo.ShapeError as error:
         raise DynamicDimError(
             "A declared dynamic dim cannot stay dynamic",
@@ -173,50 +167,7 @@ def _trace(
         ) from error
     except dynamo.FakeCallError as error:
         raise _refused_call_error(error) from error
-    return _named(raw, call, dims, config, (0, 1) if small is _Small.FIXED else ())
-
-
-def _stand_ins(call: CallForm, dims: Dims, small: _Small, config: Config) -> dict[int, torch.Tensor]:
-    """By ``id``, what stands for each dynamic tensor: the same memory or size, marked for the trace."""
-    copies: dict[int, torch.Tensor] = {}
-    for name, by_dim in dims.items():
-        value = call.values.get(name)
-        if not isinstance(value, torch.Tensor):
-            continue
-        if id(value) not in copies:
-            copies[id(value)] = _stand_in(value, by_dim, small)
-        unbacked = config.unbacked_dims().get(name, ())
-        for dim in by_dim:
-            position = dim % value.dim()
-            if small is _Small.FIXED and value.size(dim) in (0, 1):
-                continue
-            if config.dynamic_shapes == "unbacked" or position in unbacked:
-                dynamo.mark_unbacked(copies[id(value)], position)
-            else:
-                dynamo.mark_dynamic(copies[id(value)], position)
-    return copies
-
-
-def _stand_in(value: torch.Tensor, by_dim: Mapping[int, Any], small: _Small) -> torch.Tensor:
-    sizes = list(value.shape)
-    for dim in by_dim:
-        if small is _Small.SUBSTITUTED and sizes[dim] in (0, 1):
-            sizes[dim] = _SUBSTITUTE
-    stand_in = value.detach() if sizes == list(value.shape) else _laid_out_like(value, sizes)
-    return stand_in.requires_grad_(value.requires_grad)
-
-
-def _laid_out_like(value: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Memory of ``sizes``, its dims in the order of ``value``'s: dense where it is, else as far apart."""
-    dtype, device = value.dtype, value.device
-    if value.is_contiguous():
-        return torch.empty(sizes, dtype=dtype, device=device)
-    outermost_first = sorted(range(value.dim()), key=value.stride, reverse=True)
-    dense = torch.empty_permuted(value.shape, outermost_first, device="meta").stride()
-    steps = zip(value.shape, value.stride(), dense, strict=True)
-    if all(size == 1 or stride == wanted for size, stride, wanted in steps):
-        return torch.empty_permuted(sizes, outermost_first, dtype=dtype, device=device)
-    return torch.empty_strided(sizes, value.stride(), dtype=dtype, device=device)
+    return _named(raw, call, dims, config, (0, 1) if small is Small.FIXED else ())
 
 
 def _named(raw: RawCapture, call: CallForm, dims: Dims, config: Config, allowed: tuple[int, ...]) -> Captured:
@@ -230,11 +181,26 @@ def _named(raw: RawCapture, call: CallForm, dims: Dims, config: Config, allowed:
             shapes.assume_equal(raw.shape_env, first, size)
     _refuse_fixed_dims(raw, declared, allowed)
     symbols = shapes.symbol_sources(raw.shape_env, raw.sources, raw.fakes)
-    relations = tuple(Relation(*pair) for pair in shapes.shape_relations(raw.shape_env))
+    relations = _relations(raw, config)
     used = {name for relation in relations for name in relation.symbols}
     dispatch = _dispatch_symbol(declared, config)
     keep = {s: source for s, source in symbols.items() if s == dispatch or s in used}
     return Captured(raw, dispatch, keep, relations)
+
+
+def _relations(raw: RawCapture, config: Config) -> tuple[Relation, ...]:
+    backed = config.dynamic_shapes == "backed"
+    traced = [
+        Relation(text, where, assumed=backed and _is_assumed(text, where))
+        for text, where in shapes.shape_relations(raw.shape_env)
+    ]
+    limits = index_limits(raw.graph) if config.assume_32_bit_indexing else ()
+    return tuple({one.text: one for one in (*traced, *squeezed_dims(raw.graph), *limits)}.values())
+
+
+def _is_assumed(text: str, where: str) -> bool:
+    """Whether it is what torch takes for granted of every backed size: that it is neither 0 nor 1."""
+    return not where and text.endswith(" >= 2")
 
 
 def _declared_sizes(raw: RawCapture, call: CallForm, dims: Dims) -> dict[tuple[str, int], Any]:
@@ -281,9 +247,25 @@ def _dispatch_symbol(declared: Mapping[tuple[str, int], Any], config: Config) ->
     )
 
 
-def graph_break_error(error: BaseException) -> GraphBreakError:
-    """Dynamo's refusal as ours: file, line, reason, and what to change."""
+def _nothing_assumed(config: Config) -> bool:
+    return config.dynamic_shapes == "unbacked" or bool(config.unbacked_dims())
+
+
+def graph_break_error(error: BaseException, *, unbacked: bool = False) -> GraphBreakError:
+    """Dynamo's refusal as ours: file, line, reason, and what to change.
+
+    Args:
+        unbacked: whether nothing is assumed of the dynamic sizes, so that the model may not ask about them.
+    """
     reason, hints, where = dynamo.graph_break_details(error)
+    if unbacked and "Could not guard on data-dependent expression" in reason:
+        asked = reason.partition("data-dependent expression ")[2].partition(" (")[0]
+        return GraphBreakError(
+            f"The model asks about a size of which nothing may be assumed{f', at {where}' if where else ''}",
+            expected="code that does the same for every size, or torch._check for what is always true of it",
+            got=f"the question {asked}",
+            hint="dynamic_shapes='backed_size_oblivious', without mark_unbacked_dims, keeps a guard instead",
+        )
     return GraphBreakError(
         f"The model breaks the graph{f' at {where}' if where else ''}",
         expected="code that traces as one graph",

@@ -9,6 +9,7 @@ import click
 
 from torch_piecewise.cache_cli import cache
 from torch_piecewise.errors import PiecewiseError
+from torch_piecewise.seeing_cli import doctor, explain, report
 
 
 @click.group()
@@ -35,7 +36,8 @@ def demo(prompt: str | None, new_tokens: int, compare: bool, torch_compile: bool
     sys.exit(0 if same else 1)
 
 
-commands.add_command(cache)
+for verb in (cache, report, explain, doctor):
+    commands.add_command(verb)
 
 
 def main() -> None:

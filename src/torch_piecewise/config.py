@@ -12,24 +12,13 @@ from torch_piecewise.config_fields import CAPTURE_SIZES, ConfigFields, Setting
 from torch_piecewise.config_ingredients import as_text, stable_name
 from torch_piecewise.config_kinds import did_you_mean
 from torch_piecewise.config_rules import contradiction
+from torch_piecewise.config_table import Describe, FieldDoc
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.ranges import UNBOUNDED, Range, ranges_from_endpoints
 
 ENV_PREFIX = "TORCH_PIECEWISE_"
 DEFAULT_MAX_CAPTURE_SIZE = 512
-
-
-@dataclass(frozen=True)
-class FieldDoc:
-    """One row of the table of settings."""
-
-    name: str
-    default: object
-    expected: str
-    doc: str
-    used_by: str
-    env_var: str
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -48,6 +37,7 @@ class Config(ConfigFields):
         _refuse_unknown(fields)
         config = super().__new__(cls)
         object.__setattr__(config, "_explicit", frozenset(fields))
+        object.__setattr__(config, "_environment", frozenset())
         return config
 
     def __post_init__(self) -> None:
@@ -87,7 +77,9 @@ class Config(ConfigFields):
         """
         _refuse_unknown(fields)
         read = _read_env(os.environ if env is None else env)
-        return cls.from_fields({**read, **fields})
+        config = cls.from_fields({**read, **fields})
+        object.__setattr__(config, "_environment", frozenset(read) - fields.keys())
+        return config
 
     @property
     def explicit(self) -> frozenset[str]:
@@ -142,6 +134,11 @@ class Config(ConfigFields):
             sizes.update(self.resolved_capture_sizes())
         return tuple(sorted(sizes))
 
+    def inductor_settings(self) -> dict[str, Any]:
+        """What Inductor's own configuration is patched with for every compile."""
+        own = {"assume_32bit_indexing": True} if self.assume_32_bit_indexing else {}
+        return {**own, **self.inductor_compile_config}
+
     def as_ingredients(self, name_of: Callable[[object], str] = stable_name) -> list[tuple[str, str]]:
         """The settings that can change what is compiled, as (name, text) for cache keys.
 
@@ -157,25 +154,34 @@ class Config(ConfigFields):
         meant = {
             "dispatch_on": self.dispatch_dim(),
             "compile_sizes": self.resolved_compile_sizes(),
+            "backend": self.backend if isinstance(self.backend, str) else _compiler_text(self.backend),
             "inductor_passes": list(self.inductor_passes.items()),
         }
         keyed = (name for name, setting in settings().items() if setting.keyed)
         return [(name, as_text(meant.get(name, getattr(self, name)), name_of)) for name in keyed]
 
-    @classmethod
-    def describe(cls) -> tuple[FieldDoc, ...]:
-        """Every field with its meaning, in order; the documentation's table is made from it."""
+    describe = Describe()
+
+    def rows(self) -> tuple[FieldDoc, ...]:
+        """The rows of :meth:`describe`."""
         return tuple(
             FieldDoc(
-                name=field.name,
+                name=name,
+                value=getattr(self, name),
+                source=self._source(name),
                 default=field.default,
                 expected=setting.kind.expected,
                 doc=setting.doc,
                 used_by=setting.used_by,
-                env_var=env_var(field.name),
+                env_var=env_var(name),
             )
-            for field, setting in zip(dataclasses.fields(cls), settings().values(), strict=True)
+            for field, (name, setting) in zip(dataclasses.fields(self), settings().items(), strict=True)
         )
+
+    def _source(self, name: str) -> str:
+        if name in self.__dict__["_environment"]:
+            return env_var(name)
+        return "given" if name in self.explicit else "default"
 
     def _values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in settings()}
@@ -249,6 +255,11 @@ def _from_text(variable: str, name: str, text: str) -> object:
 
 def _plain_dims(dims: Mapping[str, Any] | None) -> dict[str, dict[int, str | None]]:
     return {name: dict(given) for name, given in (dims or {}).items()}
+
+
+def _compiler_text(compiler: Any) -> str:
+    """A compiler given as an object, as its dotted name; its fingerprint has its own place in keys."""
+    return f"{type(compiler).__module__}.{type(compiler).__qualname__}"
 
 
 def _repr(value: object) -> str:

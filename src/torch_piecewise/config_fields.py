@@ -23,10 +23,13 @@ from torch_piecewise.config_kinds import (
 )
 from torch_piecewise.config_own_kinds import (
     ArgumentDim,
+    CompilerChoice,
     Dims,
+    Function,
     GraphMode,
     SplittingOp,
     own_copy,
+    pad_value,
     pass_entry,
     pass_options,
 )
@@ -67,18 +70,20 @@ class ConfigFields:
         default="piecewise",
         metadata=_is(
             Choice(("none", "stock_torch_compile", "trace_once", "piecewise")),
-            "What is done with the model: 'none' runs it eagerly; 'stock_torch_compile' hands it to "
-            "torch.compile; 'trace_once' traces it once and compiles it uncut; 'piecewise' also cuts it.",
+            "What is done with the model: 'none' runs it eagerly; 'stock_torch_compile' hands it to plain "
+            "torch.compile, with backend, inductor_compile_config and the dynamic dims (the size of each is "
+            "then torch's 'backed' or 'unbacked'); 'trace_once' traces it once and compiles it uncut; "
+            "'piecewise' also cuts it.",
             "api",
         ),
     )
-    backend: str = field(
+    backend: str | Any = field(
         default="inductor",
         metadata=_is(
-            Dotted(("inductor", "inductor_memory", "eager", "aot_inductor")),
+            CompilerChoice(("inductor", "inductor_memory", "eager", "aot_inductor")),
             "What compiles a piece: 'inductor' (artifacts that can be kept), 'inductor_memory' (compile_fx, "
             "nothing kept), 'aot_inductor' (shared objects that start without a compiler), 'eager' (the "
-            "reference), or the dotted name of a class that meets the Compiler protocol.",
+            "reference), the dotted name of a class that meets the Compiler protocol, or an instance of one.",
             "backend",
         ),
     )
@@ -122,7 +127,8 @@ class ConfigFields:
         metadata=_is(
             Choice(("backed", "unbacked", "backed_size_oblivious")),
             "What the trace may assume about dynamic sizes. 'backed': that they are not 0 or 1 and whatever "
-            "else the example's size decides. 'unbacked': nothing; code that asks fails to trace. "
+            "else the example's size decides; sizes 0 and 1 get traces of their own. 'unbacked': nothing; "
+            "code that asks fails to trace. "
             "'backed_size_oblivious': nothing about 0 and 1 unless the model's own code asks, and then a "
             "real guard is kept, so that size 1 is served by the same program without a wrong answer.",
             "capture",
@@ -132,8 +138,9 @@ class ConfigFields:
         default=False,
         metadata=_is(
             Bool(),
-            "Keep the trace's guards on dynamic sizes and make a call that violates one an error that shows "
-            "it: finds code that fixes a dynamic size unnoticed.",
+            "Make a call an error whose size the model's own code treats apart, whatever on_guard_failure "
+            "says: the error shows the line that asked. Finds code that fixes a dynamic size unnoticed. What "
+            "torch itself assumes of 0 and 1 is not counted against the model.",
             "capture",
         ),
     )
@@ -141,7 +148,8 @@ class ConfigFields:
         default=False,
         metadata=_is(
             Bool(),
-            "Let Inductor index every tensor with 32 bits; true only where no tensor has 2**31 elements.",
+            "Let Inductor index every tensor with 32 bits. A promise that no tensor of the graph has 2**31 "
+            "elements or more: a size for which one would have is an error, unless guards='none'.",
             "compilers",
         ),
     )
@@ -180,8 +188,11 @@ class ConfigFields:
             Choice(("inputs", "full", "none")),
             "What each call is checked against. 'inputs': rank, dtype, device, static dims, Python scalars "
             "and None-ness of the call's arguments, training flag, grad mode, autocast, replaced parameters, "
-            "buffers and submodules; another attribute changed by hand is not noticed. 'full': all of "
-            "Dynamo's guards. 'none': nothing, the caller promises.",
+            "buffers and submodules; another attribute changed by hand is not noticed. 'full': these, and "
+            "all of Dynamo's own guards; they compare objects of this process and cannot be kept, so that "
+            "each process traces and only compiled pieces come from the store. 'none': nothing; the caller "
+            "promises that every call is like the first but for its dynamic sizes, and one that is not gets "
+            "a wrong answer.",
             "capture",
         ),
     )
@@ -231,12 +242,82 @@ class ConfigFields:
         metadata=_is(Int(0), "Runs without capture before each capture.", "cudagraphs", keyed=False),
     )
     cudagraph_copy_inputs: bool = field(
-        default=False,
+        default=True,
         metadata=_is(
             Bool(),
-            "Copy dynamic inputs into buffers of our own before a replay. False: the caller passes the same "
-            "memory at each call.",
+            "Copy what changes from call to call into buffers of our own before a replay. False: the caller "
+            "passes the same memory at each call, padded; other calls run without static graphs.",
             "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_capture: str = field(
+        default="on_call",
+        metadata=_is(
+            Choice(("on_call", "between_calls")),
+            "When a size is captured that warmup() did not capture. 'on_call': in a call of it, after "
+            "cudagraph_num_of_warmups calls. 'between_calls': when the handle's capture_pending() is called. "
+            "capture_only_in_warmup=True: never.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_padding: str = field(
+        default="auto",
+        metadata=_is(
+            Choice(("auto", "always", "never")),
+            "Whether calls are padded to the next captured size. 'auto': unless the traced graph shows that "
+            "this would change results. 'always': you promise that it does not. 'never': only calls of a "
+            "captured size replay.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_pad_values: Mapping[str, float | int | bool] = field(
+        default=FrozenMap(),
+        metadata=_is(
+            Table("from an argument's name to a number", pad_value),
+            "What named arguments are padded with, {'slots': -1}. Others are padded with 0.",
+            "cudagraphs",
+        ),
+    )
+    cudagraph_outputs: str = field(
+        default="copy",
+        metadata=_is(
+            Choice(("copy", "refuse")),
+            "What a replay hands out. 'copy': results of their own. 'refuse': the graph's memory; the next "
+            "replay is an error while any of it is held.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_lora_counts: Sequence[int] = field(
+        default=(),
+        metadata=_is(
+            Items(Int(0), "[0, 1, 4]", in_order),
+            "Numbers of active adapters that get captures of their own, 0 for none; calls say theirs in "
+            "forward_context. Empty: the model has no adapters.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_tokens_per_request: int = field(
+        default=1,
+        metadata=_is(
+            Int(1),
+            "Tokens of each request of a uniform decode batch; more than 1 with drafted tokens.",
+            "cudagraphs",
+            keyed=False,
+        ),
+    )
+    cudagraph_uniform_when: str | Callable[..., Any] | None = field(
+        default=None,
+        metadata=_is(
+            OrNone(Function()),
+            "Tells a uniform decode batch from others where no forward_context does: gets the call's tensor "
+            "arguments by name, returns a bool. None: no batch is.",
+            "cudagraphs",
+            keyed=False,
         ),
     )
     capture_only_in_warmup: bool = field(
@@ -281,8 +362,10 @@ class ConfigFields:
         default=None,
         metadata=_is(
             OrNone(Dotted()),
-            "Dotted name of the class that captures and replays on this device. None: CUDA graphs.",
+            "Dotted name of the class that captures and replays on this device. None: CUDA graphs on a GPU; "
+            "elsewhere a warning, and calls run without static graphs.",
             "cudagraphs",
+            keyed=False,
         ),
     )
 
@@ -365,6 +448,16 @@ class ConfigFields:
             keyed=False,
         ),
     )
+    upgrade_to: str | None = field(
+        default=None,
+        metadata=_is(
+            OrNone(Dotted(("aot_inductor", "inductor"))),
+            "Compiler that compiles every piece once more in the background, for what runs from then on and "
+            "for later starts: 'aot_inductor' behind 'inductor'. None: what `backend` makes stays.",
+            "backend",
+            keyed=False,
+        ),
+    )
     compile_threads: int | None = field(
         default=None,
         metadata=_is(
@@ -380,8 +473,9 @@ class ConfigFields:
         default=None,
         metadata=_is(
             OrNone(Location()),
-            "Folder for graphs before and after each pass and for the generated code. None: nothing written.",
-            "backend",
+            "Folder that gets a folder for each program: the graph before and after it is cut, each piece, "
+            "the generated code, the settings, what its key is made of. None: nothing written.",
+            "inspection",
             keyed=False,
         ),
     )
@@ -392,5 +486,25 @@ class ConfigFields:
             "What happens when one piece fails to compile: an error that names it, or that piece runs "
             "eagerly.",
             "manager",
+        ),
+    )
+    on_slow_piece: str = field(
+        default="keep",
+        metadata=_is(
+            Choice(("keep", "eager")),
+            "What happens with a piece that program.profile(inputs) finds slower than eager: it is kept, or "
+            "runs eagerly for that range until the process ends.",
+            "observing",
+            keyed=False,
+        ),
+    )
+    count_calls: bool = field(
+        default=False,
+        metadata=_is(
+            Bool(),
+            "Count calls by size, so that the report shows how much each range is used and what padding "
+            "wastes; costs well under a microsecond a call.",
+            "observing",
+            keyed=False,
         ),
     )

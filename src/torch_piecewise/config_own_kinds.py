@@ -166,6 +166,38 @@ class ArgumentDim:
 
 
 @dataclass(frozen=True)
+class CompilerChoice:
+    """What compiles a piece: one of a few words, the dotted name of a class, or a compiler itself."""
+
+    words: tuple[str, ...]
+
+    @property
+    def expected(self) -> str:
+        return f"{Dotted(self.words).expected}, or a compiler: an object with {', '.join(_COMPILER_VERBS)}"
+
+    def check(self, label: str, value: object) -> object:
+        if isinstance(value, str):
+            return Dotted(self.words).check(label, value)
+        if isinstance(value, type):
+            raise bad_value(label, self, value, f"give an instance, {value.__name__}(), or its dotted name")
+        missing = [verb for verb in _COMPILER_VERBS if not _has(value, verb)]
+        if missing:
+            raise bad_value(label, self, value, f"a {type(value).__name__} lacks {', '.join(missing)}")
+        return value
+
+    def parse(self, text: str) -> object:
+        return text
+
+
+_COMPILER_VERBS = ("name", "fingerprint()", "compile(piece, range, options)", "load(artifact)")
+
+
+def _has(value: object, verb: str) -> bool:
+    member = getattr(value, verb.partition("(")[0], None)
+    return callable(member) if "(" in verb else isinstance(member, str)
+
+
+@dataclass(frozen=True)
 class GraphMode:
     """A :class:`CUDAGraphMode`, its name in any case, or None for ``NONE``."""
 
@@ -185,6 +217,38 @@ class GraphMode:
 
     def parse(self, text: str) -> object:
         return text
+
+
+@dataclass(frozen=True)
+class Function:
+    """Something to call, or the dotted name of it."""
+
+    @property
+    def expected(self) -> str:
+        return "a function, or a dotted name such as 'package.module.name'"
+
+    def check(self, label: str, value: object) -> object:
+        if callable(value):
+            return value
+        try:
+            return Dotted().check(label, value)
+        except ConfigError:
+            raise bad_value(label, self, value) from None
+
+    def parse(self, text: str) -> object:
+        return text
+
+
+def pad_value(label: str, value: object) -> object:
+    """A number to pad an argument with."""
+    if isinstance(value, bool | int | float):
+        return value
+    raise ConfigError(
+        f"{label} has a value it cannot have",
+        expected="a number",
+        got=f"{value!r} ({type(value).__name__})",
+        hint="give the value that is harmless to the model, such as -1 for a cache slot",
+    )
 
 
 def pass_entry(label: str, value: object) -> object:

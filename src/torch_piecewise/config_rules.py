@@ -63,6 +63,19 @@ def _partition_needs_inductor(values: Values) -> ConfigError | None:
     )
 
 
+def _passes_need_inductor(values: Values) -> ConfigError | None:
+    field = next((name for name in ("inductor_passes", "pass_config") if values[name]), None)
+    if field is None or values["backend"] != "eager":
+        return None
+    return _clash(
+        field,
+        "backend",
+        "a backend that runs graph passes; 'eager' runs each piece as it was traced",
+        values,
+        f"set backend='inductor', or leave {field} out",
+    )
+
+
 def _graph_mode_needs_mode(values: Values) -> ConfigError | None:
     graphs, mode = values["cudagraph_mode"], values["mode"]
     if mode in ("none", "stock_torch_compile") and graphs:
@@ -84,6 +97,19 @@ def _pieces_need_cuts(values: Values) -> ConfigError | None:
         "places to cut, for a mode that captures the pieces between them",
         values,
         "set cudagraph_mode='full' to capture it uncut, or splitting_ops=None for the attention operations",
+    )
+
+
+def _captures_keep_their_pieces(values: Values) -> ConfigError | None:
+    swaps = "upgrade_to" if values["upgrade_to"] is not None else "on_miss"
+    if not values["cudagraph_mode"] or (swaps == "on_miss" and values["on_miss"] != "background"):
+        return None
+    return _clash(
+        "cudagraph_mode",
+        swaps,
+        "pieces that stay: a captured graph goes on with those it was captured with",
+        values,
+        "compile first (on_miss='compile', backend='aot_inductor'), or set cudagraph_mode='none'",
     )
 
 
@@ -120,15 +146,58 @@ def _failure_needs_guards(values: Values) -> ConfigError | None:
     )
 
 
+def _full_guards_need_a_trace(values: Values) -> ConfigError | None:
+    if values["guards"] != "full" or values["on_miss"] not in ("error", "eager"):
+        return None
+    return _clash(
+        "guards",
+        "on_miss",
+        "on_miss='compile': Dynamo's guards cannot be kept, so each process traces",
+        values,
+        "set on_miss='compile', or guards='inputs', whose checks are kept with the program",
+    )
+
+
+_ONLY_IN_PIECES: Values = {
+    "splitting_ops": None,
+    "use_inductor_graph_partition": False,
+    "evaluate_guards": False,
+    "compile_ranges_endpoints": (),
+    "compile_sizes": (),
+    "guards": "inputs",
+    "on_guard_failure": "recompile",
+    "inductor_passes": {},
+    "pass_config": {},
+}
+"""What plain torch.compile has nothing like, with the values that ask for nothing."""
+
+
+def _stock_is_plain(values: Values) -> ConfigError | None:
+    if values["mode"] != "stock_torch_compile":
+        return None
+    asked = next((name for name, none in _ONLY_IN_PIECES.items() if values[name] != none), None)
+    if asked is not None:
+        why = f"mode='piecewise', or {asked} left out: plain torch.compile has nothing like it"
+        return _clash(asked, "mode", why, values, f"leave {asked} out, or choose another mode")
+    if values["backend"] not in ("inductor", "inductor_memory", "eager"):
+        why = "backend='inductor' or 'eager', which torch.compile has too"
+        return _clash("backend", "mode", why, values, "choose one of them, or another mode")
+    return None
+
+
 RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
     _dispatch_is_dynamic,
     _misses_need_a_cache,
     _partition_needs_inductor,
+    _passes_need_inductor,
     _graph_mode_needs_mode,
     _pieces_need_cuts,
+    _captures_keep_their_pieces,
     _captures_within_limit,
     _evaluation_needs_guards,
     _failure_needs_guards,
+    _full_guards_need_a_trace,
+    _stock_is_plain,
 )
 
 

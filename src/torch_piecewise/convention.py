@@ -48,6 +48,8 @@ class Convention:
         tail: code that turns the graph's outputs into the call's result and replays Python side effects.
         tail_imports: alias -> module name: globals of the tail beside the traced function's own.
         tail_builtins: names under which the tail expects the dict of builtins.
+        unchecked: whether the caller promised that every call is like the traced one: not even the model's
+            own parameters and submodules are compared.
     """
 
     owner_name: str | None
@@ -58,6 +60,7 @@ class Convention:
     tail: types.CodeType = field(repr=False)
     tail_imports: Mapping[str, str] = field(repr=False)
     tail_builtins: tuple[str, ...] = ()
+    unchecked: bool = False
 
     def tail_function(self, traced: types.FunctionType) -> Callable[..., Any]:
         """The tail over the globals and the closure of the ``traced`` function."""

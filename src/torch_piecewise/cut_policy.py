@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from torch.nn import Module
 
 from torch_piecewise.errors import SplitError
+from torch_piecewise.ignoring import is_ignored, runs_in_ignored_call
 from torch_piecewise.torch_private.ops import (
     is_higher_order,
     op_base_name,
@@ -75,15 +76,16 @@ class CutPolicy:
 
         Args:
             splitting_ops: names, module classes, predicates; None stands for
-                :data:`DEFAULT_SPLITTING_OPS`, of which those that this torch lacks are left out.
+                :data:`DEFAULT_SPLITTING_OPS`, of which those that this torch lacks are left out. What is
+                marked with ``tp.ignore`` is a cut besides.
 
         Raises:
             SplitError: an entry names nothing that exists.
         """
         if splitting_ops is None:
             known = [name for name in DEFAULT_SPLITTING_OPS if _exists(name)]
-            return cls(tuple(_rule(entry, is_default=True) for entry in known))
-        return cls(tuple(_rule(entry) for entry in splitting_ops))
+            return cls((*(_rule(entry, is_default=True) for entry in known), _IGNORED))
+        return cls((*(_rule(entry) for entry in splitting_ops), _IGNORED))
 
     def cut(self, node: Node) -> Cut | None:
         """Why ``node`` is a cut; None if it is none."""
@@ -259,3 +261,16 @@ def _module_matcher(class_name: str) -> Callable[[Node], Cut | None]:
         return None
 
     return matches
+
+
+def _ignored_matcher(node: Node) -> Cut | None:
+    if runs_in_ignored_call(node.meta.get("stack_trace")):
+        return Cut("tp.ignore")
+    for key, (path, cls) in (node.meta.get("nn_module_stack") or {}).items():
+        if isinstance(cls, type) and is_ignored(cls):
+            return Cut("tp.ignore", group=f"{key}:{path}")
+    return None
+
+
+_IGNORED = _Rule("tp.ignore", _ignored_matcher, is_default=True)
+"""What is marked with ``tp.ignore`` is a cut, whatever the splitting ops are."""

@@ -48,6 +48,7 @@ class SizeTable(Generic[Key, Value]):
     def __init__(self, resolve: Callable[[Key], Value], limit: int = 4096) -> None:
         self._resolve = resolve
         self._limit = limit
+        self._era = 0
         self._known: dict[Key, Value] = {}
         self.lookup = self._known.get
 
@@ -55,14 +56,17 @@ class SizeTable(Generic[Key, Value]):
         """What serves ``key``, resolved and remembered if it is new."""
         value = self._known.get(key)
         if value is None:
+            era = self._era
             value = self._resolve(key)
             if len(self._known) >= self._limit:
                 self._known.clear()
-            self._known[key] = value
+            if era == self._era:  # else what was resolved is already out of date
+                self._known[key] = value
         return value
 
     def forget(self) -> None:
         """Resolve every size again from now on."""
+        self._era += 1
         self._known.clear()
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch_piecewise.errors import PiecewiseError
 from torch_piecewise.ranges import Range
+from torch_piecewise.tags import BACKBONE, ModelTag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class Event:
     """
 
     at: float = field(default_factory=time.monotonic)
+
+    def counts(self) -> tuple[tuple[str, int], ...]:
+        """What :class:`Counters` adds for it, by name."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +46,13 @@ class PhaseEnded(Event):
     Attributes:
         seconds: how long it took.
         failed: whether it ended by an exception.
+        tag: the part of a model that it was about.
     """
 
     phase: str
     seconds: float
     failed: bool = False
+    tag: ModelTag = BACKBONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +86,27 @@ class GraphSplit(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PieceCompileStarted(Event):
+    """A distinct piece and a range are handed to a compiler, in this process or in a worker."""
+
+    piece: str
+    range: Range
+    compiler: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PieceCompiled(Event):
-    """A compiler made an artifact for one distinct piece and one range."""
+    """A compiler made an artifact for one distinct piece and one range.
+
+    Attributes:
+        fingerprint: identity of the piece, which several pieces share.
+    """
 
     piece: str
     range: Range
     compiler: str
     seconds: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +115,7 @@ class PieceLoaded(Event):
 
     Attributes:
         source: ``"compiled"`` (just made) or ``"store"``.
+        fingerprint: identity of the piece, which several pieces share.
     """
 
     piece: str
@@ -101,6 +123,7 @@ class PieceLoaded(Event):
     compiler: str
     source: str
     seconds: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +133,22 @@ class PieceFailed(Event):
     piece: str
     range: Range
     reason: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceKeptEager(Event):
+    """A piece was measured, and runs eagerly from now on because that is faster.
+
+    Attributes:
+        compiled, eager: medians of one call, in seconds.
+    """
+
+    piece: str
+    range: Range
+    compiled: float
+    eager: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +172,43 @@ class Recompiled(Event):
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PassRecord(Event):
+    """One graph pass met one graph.
+
+    Attributes:
+        name: the pass's name.
+        piece: whose graph it was; empty where a manager runs outside any compile of ours.
+        range: the sizes the graph serves.
+        ran: False where the pass does not apply to the range; then the rest is 0.
+        matches: places rewritten; None if the pass does not count.
+        seconds: time in the pass alone, dumps and checks not counted.
+        nodes_before, nodes_after: size of the graph.
+    """
+
+    name: str
+    range: Range
+    piece: str = ""
+    ran: bool = True
+    matches: int | None = None
+    seconds: float = 0.0
+    nodes_before: int = 0
+    nodes_after: int = 0
+
+
 Observer = Callable[[Event], None]
 
 
 class Bus:
-    """Hands each event to every observer, in the order in which they were added."""
+    """Hands each event to every observer, in the order in which they were added.
 
-    def __init__(self, *observers: Observer) -> None:
+    Args:
+        tag: the part of a model whose events these are.
+    """
+
+    def __init__(self, *observers: Observer, tag: ModelTag = BACKBONE) -> None:
         self._observers = tuple(observers)
+        self.tag = tag
 
     def emit(self, event: Event) -> None:
         """Call every observer with ``event`` on this thread."""
@@ -159,9 +227,10 @@ class Bus:
         try:
             yield
         except BaseException:
-            self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start, failed=True))
+            seconds = time.monotonic() - start
+            self.emit(PhaseEnded(phase=name, seconds=seconds, failed=True, tag=self.tag))
             raise
-        self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start))
+        self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start, tag=self.tag))
 
 
 class CountMismatch(PiecewiseError, AssertionError):
@@ -175,25 +244,35 @@ class Counters:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         self._seconds: dict[str, float] = {}
+        self._sources: tuple[Callable[[], Mapping[str, int]], ...] = ()
+
+    def also(self, source: Callable[[], Mapping[str, int]]) -> None:
+        """Ask ``source`` too from now on: for what is counted where an event each would cost too much."""
+        with self._lock:
+            self._sources = (*self._sources, source)
 
     def __call__(self, event: Event) -> None:
         with self._lock:
             for name, amount in _counted(event):
                 self._counts[name] = self._counts.get(name, 0) + amount
             if isinstance(event, PhaseEnded):
-                self._seconds[event.phase] = self._seconds.get(event.phase, 0.0) + event.seconds
+                phase = f"encoder_{event.phase}" if event.tag.is_encoder else event.phase
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + event.seconds
 
     def __getitem__(self, name: str) -> int:
-        with self._lock:
-            return self._counts.get(name, 0)
+        return self.as_dict().get(name, 0)
 
     def as_dict(self) -> dict[str, int]:
         """All counts that are not zero."""
         with self._lock:
-            return dict(self._counts)
+            counts, sources = dict(self._counts), self._sources
+        # Not under the lock: sources have locks of their own, under which they emit events.
+        for source in sources:
+            counts |= {name: count + counts.get(name, 0) for name, count in source().items() if count}
+        return counts
 
     def seconds(self) -> dict[str, float]:
-        """Seconds spent per phase, summed."""
+        """Seconds spent per phase, summed; an encoder's apart, under ``encoder_compile`` and the like."""
         with self._lock:
             return dict(self._seconds)
 
@@ -222,15 +301,21 @@ def _counted(event: Event) -> list[tuple[str, int]]:
             return [("graphs_captured", 1)] + ([("blocks_shared", shared)] if shared else [])
         case GraphSplit(pieces=pieces, cuts=cuts, distinct=distinct):
             return [("pieces", pieces), ("cuts", cuts), ("distinct_pieces", distinct)]
+        case PieceCompileStarted():
+            return [("compiles_started", 1)]
         case PieceCompiled():
             return [("artifacts_compiled", 1)]
         case PieceLoaded(source=source):
             return [("artifacts_loaded", 1), (f"artifacts_loaded_from_{source}", 1)]
         case PieceFailed():
             return [("pieces_failed", 1)]
+        case PieceKeptEager():
+            return [("pieces_kept_eager", 1)]
         case StoreLookup(hit=hit):
             return [("store_hits" if hit else "store_misses", 1)]
         case Recompiled():
             return [("recompiles", 1)]
+        case PassRecord(ran=True, matches=matches):
+            return [("passes_run", 1), ("pass_matches", matches or 0)]
         case _:
-            return []
+            return list(event.counts())

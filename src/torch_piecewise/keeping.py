@@ -31,6 +31,7 @@ from torch_piecewise.cache_key import (
     library_ingredient,
     module_tree_ingredients,
     nearest,
+    passes_ingredient,
     python_ingredient,
     source_ingredients,
     sources_again,
@@ -46,7 +47,9 @@ from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.errors import FingerprintError
 from torch_piecewise.events import Bus, StoreLookup
 from torch_piecewise.graph_bytes import from_bytes, to_bytes
+from torch_piecewise.ignoring import is_ignored
 from torch_piecewise.managers import Managers
+from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.program import Pieces, Program
 from torch_piecewise.record import ProgramRecord
 from torch_piecewise.splitting_ops import SplittingOp, body_lookup, splitting_op_named
@@ -77,10 +80,14 @@ class Callee:
     is_encoder: bool = False
 
     @property
+    def name(self) -> str:
+        """Of the class or function."""
+        return type(self.owner).__qualname__ if self.owner is not None else str(self.function.__qualname__)
+
+    @property
     def label(self) -> str:
         """How messages call it."""
-        name = type(self.owner).__qualname__ if self.owner is not None else self.function.__qualname__
-        return f"program {name!r} ({self.tag})"
+        return f"program {self.name!r} ({self.tag})"
 
 
 class Keeper:
@@ -101,10 +108,10 @@ class Keeper:
         self, store: OpenStore, callee: Callee, config: Config, compiler: Compiler, bus: Bus
     ) -> None:
         self._store = store.in_namespace(Namespace(callee.tag, *_rank()))
-        self._callee = callee
+        self.callee = callee
         self._bus = bus
         self._host = host_cpu()
-        self.key = Key.of(_ingredients(callee, config, compiler, self._host))
+        self.key = Key.of(_ingredients(callee, config, compiler, PassPlan.for_compile(config), self._host))
 
     def load(self, shape: CallShape, managers: Managers) -> Iterator[Entry]:
         """Every kept program of the callable that is still true, as entries; says why one is not."""
@@ -119,15 +126,19 @@ class Keeper:
             reason = self._stale(found.value)
             loaded = self._read(found.value) if reason is None else Miss(reason)
             if isinstance(loaded, Miss):
-                self._missed(f"{self._callee.label} is kept but not used: {loaded.reason}")
+                self._missed(f"{self.callee.label} is kept but not used: {loaded.reason}")
                 continue
-            self._bus.emit(StoreLookup(what=self._callee.label, hit=True))
+            self._bus.emit(StoreLookup(what=self.callee.label, hit=True))
             yield self._entry(found.value, loaded.value, shape, managers)
+
+    def ingredients(self) -> str:
+        """What the key is made of, as JSON text."""
+        return json.dumps(self.key.as_json(), indent=1)
 
     def why(self) -> str:
         """One line: the nearest kept program and what differs."""
         programs = [entry for entry in self._store.store.entries() if entry.meta.get("kind") == KIND]
-        return explain_miss(self._callee.label, nearest(self._numbered(0), programs))
+        return explain_miss(self.callee.label, nearest(self._numbered(0), programs))
 
     def turn(self) -> Any:
         """Be the only one on this root that traces and compiles this callable (a context manager)."""
@@ -153,6 +164,7 @@ class Keeper:
             program.relations,
             program.cuts,
             Ambient.now(),
+            program.facts,
         )
         try:
             blobs: dict[str, bytes | BlobRef] = {"program": to_bytes(record)}
@@ -164,7 +176,7 @@ class Keeper:
         key = self._numbered(number)
         meta: dict[str, Json] = {
             "kind": KIND,
-            "label": self._callee.label,
+            "label": self.callee.label,
             "sources": [list(pair) for pair in source_ingredients(sources).as_json()[1]],
             "cpu": self._host.as_json(),
             "pieces": len(infos),
@@ -185,7 +197,7 @@ class Keeper:
         # Worth a warning where something is kept and does not serve; an empty store is no news.
         level = logging.INFO if reason.endswith("nothing of the kind yet") else logging.WARNING
         logger.log(level, "%s", reason)
-        self._bus.emit(StoreLookup(what=self._callee.label, hit=False, reason=reason))
+        self._bus.emit(StoreLookup(what=self.callee.label, hit=False, reason=reason))
 
     def _stale(self, entry: Any) -> str | None:
         needs = CpuRequirement.from_json(entry.meta.get("cpu"))
@@ -229,10 +241,11 @@ class Keeper:
             stitched=record.stitched,
             body_of=body_lookup(grad_enabled=record.ambient.grad_enabled),
             pieces=Pieces(record.infos, load),
-            manager=managers.of(record.ambient),
+            tiers=managers.of(record.ambient),
             sizes=record.sizes,
             relations=record.relations,
             cuts=record.cuts,
+            facts=record.facts,
         )
         return Entry(record.convention, shape, program)
 
@@ -245,7 +258,7 @@ def _rank() -> tuple[int, int]:
 
 
 def _ingredients(
-    callee: Callee, config: Config, compiler: Compiler, host: CpuRequirement
+    callee: Callee, config: Config, compiler: Compiler, passes: PassPlan | None, host: CpuRequirement
 ) -> Iterator[Ingredient]:
     rank, world_size = _rank()
     yield tag_ingredient(callee.tag, is_encoder=callee.is_encoder)
@@ -253,6 +266,7 @@ def _ingredients(
     yield torch_ingredient()
     yield python_ingredient()
     yield compiler_ingredient(compiler.name, compiler.fingerprint())
+    yield passes_ingredient(passes.named() if passes is not None else ())
     yield Ingredient("config", tuple(Ingredient(name, text) for name, text in config.as_ingredients()))
     yield architecture_ingredient(host)
     yield device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -265,7 +279,15 @@ def _ingredients(
     yield function_ingredients("function", {callee.function.__qualname__: callee.function})
     yield function_ingredients("splitting_ops", _bodies(config))
     if isinstance(callee.owner, torch.nn.Module):
+        yield Ingredient("ignored", _ignored_classes(callee.owner))
         yield from module_tree_ingredients(callee.owner)
+
+
+def _ignored_classes(model: torch.nn.Module) -> tuple[Ingredient, ...]:
+    """The module classes that stay uncompiled inside the model: they are where it is cut."""
+    classes = {type(module) for module in model.modules()}
+    names = sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in classes if is_ignored(cls))
+    return tuple(Ingredient(name, True) for name in names)
 
 
 def _bodies(config: Config) -> dict[str, Callable[..., Any]]:

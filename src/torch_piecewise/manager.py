@@ -1,93 +1,272 @@
-"""One piece and one range: remembered, else compiled; the same thing is never compiled twice."""
+"""One piece and one range: remembered, else kept, else compiled; the same thing is never compiled twice."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
+from torch.fx import GraphModule
+
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.artifact_store import ArtifactStore
-from torch_piecewise.compilers.base import CompileOptions, Compiler
-from torch_piecewise.errors import CompilerError, PieceCompileError, PiecewiseError
-from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded, StoreLookup
+from torch_piecewise.artifact_store import ArtifactStore, artifact_ingredients
+from torch_piecewise.background import Background
+from torch_piecewise.cache_key import Key
+from torch_piecewise.compilers import Compiler, make_compiler
+from torch_piecewise.compilers.base import Ambient
+from torch_piecewise.compilers.pass_records import pass_records
+from torch_piecewise.config import Config
+from torch_piecewise.errors import CompilerError
+from torch_piecewise.events import (
+    Bus,
+    Counters,
+    PieceCompiled,
+    PieceCompileStarted,
+    PieceFailed,
+    PieceLoaded,
+    StoreLookup,
+)
+from torch_piecewise.manager_errors import (
+    first_line,
+    foreign_artifact,
+    no_artifact,
+    not_callable,
+    piece_error,
+)
+from torch_piecewise.manager_index import Index, IndexEntry, read_index, write_index
+from torch_piecewise.manager_options import bus_with, options_of
+from torch_piecewise.manager_store import artifacts_in, store_for
+from torch_piecewise.manager_timing import Stopwatch, Timing
+from torch_piecewise.manager_units import EVERY_SIZE, Ready, Unit
 from torch_piecewise.piece import Piece
-from torch_piecewise.pool import CompilePool, CompileTask
+from torch_piecewise.pool import CompilePool, CompileTask, Outcome, default_workers
+from torch_piecewise.progress import Progress
 from torch_piecewise.ranges import Range
-from torch_piecewise.store import Hit, Miss
+from torch_piecewise.store import Cause, Found, Hit, Miss, OpenStore
 
-
-@dataclass(frozen=True)
-class Unit:
-    """What is compiled once: a distinct piece for one range.
-
-    Attributes:
-        fingerprint: structural identity of the piece.
-        name: of the first piece of that identity.
-        range: sizes of the dispatch symbol; ``ANY_SIZE`` where the piece does not have it.
-        load: the piece by name; called where it has to be compiled.
-    """
-
-    fingerprint: str
-    name: str
-    range: Range
-    load: Callable[[str], Piece]
-
-    @property
-    def key(self) -> tuple[str, Range]:
-        return self.fingerprint, self.range
-
-    @property
-    def piece(self) -> Piece:
-        """The piece itself."""
-        return self.load(self.name)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A unit that can be called.
-
-    Attributes:
-        run: takes the piece's inputs in order, returns a tuple.
-        artifact: what ``run`` was loaded from; None for a piece that runs eagerly after a failure.
-    """
-
-    run: Callable[..., tuple[Any, ...]]
-    artifact: Artifact | None
+__all__ = ["EVERY_SIZE", "CompilerManager", "Ready", "Unit"]
 
 
 class CompilerManager:
-    """Makes units ready: from memory, else by the compiler, several at once where that pays.
+    """Makes pieces ready: from memory, else from the store, else by the compiler, several at once.
+
+    ::
+
+        manager = tp.CompilerManager(tp.Config(backend="inductor"))
+        manager.initialize_cache("/var/cache/engine")
+        run = manager.compile(item.graph, tp.Range(1, 64))
+        manager.save_to_file()
+
+    What is compiled is identified by the range, the structure of the piece and the compiler with its options:
+    two pieces alike are one, and each is compiled at most once, among all processes on one root. An artifact
+    is kept as soon as it is made. Safe to call from several threads.
 
     Args:
-        compiler: makes and loads artifacts.
-        options: passed on to the compiler.
-        pool: where compiling happens.
-        bus: gets an event for each artifact compiled, loaded or failed.
-        on_piece_error: ``"raise"``, or ``"eager"`` to run a piece that fails to compile as it was traced.
-        kept: where artifacts are looked up first and kept after; None to keep nothing.
+        config: chooses compiler, options, passes, processes and ``on_piece_error``. Where things are kept
+            :meth:`initialize_cache` decides; before it nothing is. None: the defaults.
+        bus: also gets the events; its tag says whether this is an encoder. None: :attr:`counters` alone.
+        compiler: beats ``config.backend``.
+        ambient: torch's settings to compile under; None: as torch is set now.
+        background: where :meth:`prepare` is called, if nobody waits for it: what can be compiled on a worker
+            process then is.
+
+    Raises:
+        ConfigError: the settings name no compiler, no pass, or passes for a compiler that runs none.
+        PassError: a pass manager was given as a pass.
     """
 
     def __init__(
         self,
-        compiler: Compiler,
-        options: CompileOptions,
-        pool: CompilePool,
-        bus: Bus,
-        on_piece_error: str = "raise",
-        kept: ArtifactStore | None = None,
+        config: Config | None = None,
+        bus: Bus | None = None,
+        *,
+        compiler: Compiler | None = None,
+        ambient: Ambient | None = None,
+        background: Background | None = None,
     ) -> None:
-        self.compiler = compiler
-        self.options = options
-        self.bus = bus
-        self._pool = pool
-        self._kept = kept
-        self._eager_on_error = on_piece_error == "eager"
+        config = config if config is not None else Config()
+        self.config = config
+        self.compiler = compiler if compiler is not None else make_compiler(config.backend)
+        self.options = options_of(config, self.compiler, ambient if ambient is not None else Ambient.now())
+        self.counters = Counters()
+        self._stopwatch = Stopwatch()
+        self.bus = bus_with((self.counters, self._stopwatch), bus)
+        workers = default_workers(config.compile_threads)
+        if background is None:
+            self._pool = CompilePool(workers, Progress())
+        else:
+            self._pool = CompilePool(workers, stopped=lambda: background.is_stopped)
+        self._kept: ArtifactStore | None = None
+        self._index = Index()
+        self._misses: deque[str] = deque(maxlen=256)
+        self._eager_on_error = config.on_piece_error == "eager"
+        self._names: dict[tuple[str, Range], str] = {}
         self._ready: dict[tuple[str, Range], Ready] = {}
+        self._asked_store: set[tuple[str, Range]] = set()
         self._lock = threading.RLock()
+
+    # -- where things are kept
+
+    def initialize_cache(
+        self, cache_dir: str | Path | None = None, disable_cache: bool = False, prefix: str = ""
+    ) -> None:
+        """Open a root; from now on artifacts are looked up and kept there.
+
+        Args:
+            cache_dir: folder, made where it is missing; None: the config's, else the user's cache directory.
+            disable_cache: keep and look up nothing; the other arguments then mean nothing.
+            prefix: a part of the root that is apart from others; empty: the one that all models share.
+
+        Raises:
+            UntrustedError: others can write to the root; names the command that mends it.
+        """
+        if disable_cache:
+            self._kept, self._index = None, Index()
+            return
+        place = {} if cache_dir is None else {"cache_dir": str(cache_dir)}
+        store = store_for(self.config.replace(disable_cache=False, on_miss="compile", **place))
+        assert store is not None
+        self.keep_in(store, prefix)
+        if self._kept is not None:
+            found = read_index(self._kept)
+            self._index = found.value if isinstance(found, Hit) else Index()
+            self._looked_up("the index", found)
+
+    def keep_in(self, store: OpenStore, prefix: str = "") -> None:
+        """As :meth:`initialize_cache`, in a store that is open already; its index is not read."""
+        self._kept = artifacts_in(store, self.compiler, self.options, prefix)
+
+    def save_to_file(self) -> int:
+        """Write the index of what this manager has ready, beside what others wrote there.
+
+        The artifacts themselves are kept already: a process that ends without this loses none.
+
+        Returns:
+            How many artifacts the index lists; 0 where nothing is kept.
+        """
+        if self._kept is None:
+            return 0
+        with self._lock:
+            entries = [
+                IndexEntry(self._names[key], *key, self.compiler.name)
+                for key, ready in self._ready.items()
+                if ready.artifact is not None and ready.artifact.is_storable
+            ]
+        self._index = write_index(self._kept, entries)
+        return len(self._index.entries)
+
+    def compute_hash(self) -> str:
+        """What identifies artifacts beside piece and range: 64 hexadecimal digits, alike in every process.
+
+        Covers torch, Python, the processor, the kind of device, the compiler with its fingerprint, its
+        options, the passes, and torch's settings that the manager compiles under.
+
+        Raises:
+            FingerprintError: a pass or setting has no stable identity.
+        """
+        return Key.of(artifact_ingredients(self.compiler, self.options)).digest()
+
+    # -- one piece
+
+    def load(
+        self, piece: Piece | GraphModule, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
+    ) -> Callable[..., tuple[Any, ...]] | None:
+        """The compiled piece, if there is one: from memory, else from the store.
+
+        Args:
+            piece: a graph that carries example values (or gets them from ``example_inputs``), such as
+                ``SplitItem.graph``; or its description.
+            range: sizes of the graph's dynamic dim (the first symbol in its inputs' sizes) to serve; the
+                default serves every size. Ignored for a graph without one.
+            example_inputs: used where the graph carries no example values.
+
+        Returns:
+            A function of the piece's inputs in order that returns a tuple; None where there is none, whether
+            it was never compiled or what was kept is torn, foreign or of another format: :attr:`misses` and a
+            ``StoreLookup`` event say which.
+
+        Raises:
+            CompileError: ``piece`` is no graph, or one that is not compiled.
+        """
+        unit = self._unit(piece, range, example_inputs)
+        with self._lock:
+            if unit.key in self._ready:
+                return self._ready[unit.key].run
+            with self._stopwatch.at_work():
+                return self._ready[unit.key].run if self._take_kept(unit) else None
+
+    def compile(
+        self, piece: Piece | GraphModule, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
+    ) -> Callable[..., tuple[Any, ...]]:
+        """The compiled piece: what :meth:`load` finds, else compiled now and kept.
+
+        Args:
+            piece, range, example_inputs: as for :meth:`load`.
+
+        Returns:
+            A function of the piece's inputs in order that returns a tuple.
+
+        Raises:
+            PieceCompileError: it failed; names piece, range, op and source line.
+            CompilerError: the compiler broke its protocol.
+            CompileError: ``piece`` is no graph, or one that is not compiled.
+        """
+        unit = self._unit(piece, range, example_inputs)
+        return self.prepare([unit])[unit.key].run
+
+    def artifact(
+        self, piece: Piece | GraphModule, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
+    ) -> Artifact | None:
+        """What the compiled piece was loaded from; ``saved_artifacts.save_artifact`` writes it to a file.
+
+        Args:
+            piece, range, example_inputs: as for :meth:`load`.
+
+        Returns:
+            None where :meth:`load` finds nothing, and for a piece that runs eagerly because it failed.
+        """
+        if self.load(piece, range, example_inputs) is None:
+            return None
+        return self._ready[self._unit(piece, range, example_inputs).key].artifact
+
+    def compile_context(self, range: Range) -> AbstractContextManager[object]:
+        """What is in force around each compile for ``range``: ``tp.get_pass_context()`` answers inside.
+
+        Raises:
+            ConfigError: ``range`` is no :class:`~torch_piecewise.Range`.
+        """
+        return self.options.context(range)
+
+    # -- what there is
+
+    @property
+    def timing(self) -> Timing:
+        """How long it took from the first piece to the last so far."""
+        return self._stopwatch.timing(is_encoder=self.bus.tag.is_encoder)
+
+    @property
+    def index(self) -> tuple[IndexEntry, ...]:
+        """What the index of the root listed when it was last read or written; nothing is loaded for it."""
+        return self._index.entries
+
+    @property
+    def misses(self) -> tuple[str, ...]:
+        """Why look-ups in the store found nothing, oldest first; the last 256."""
+        return tuple(self._misses)
+
+    # -- many at once
+
+    def warm_up(self, devices: frozenset[str]) -> None:
+        """Begin what the first compilation needs, because there will be one soon.
+
+        Args:
+            devices: types of the devices that will be compiled for (``cpu``).
+        """
+        self._pool.warm_up(self.compiler, self.options, devices)
 
     def prepare(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
         """Make every unit ready; each distinct one is compiled at most once.
@@ -99,25 +278,65 @@ class CompilerManager:
         with self._lock:
             wanted = {unit.key: unit for unit in units}
             missing = {key: unit for key, unit in wanted.items() if key not in self._ready}
+            if missing:
+                self._make_ready(missing)
+            return {key: self._ready[key] for key in wanted}
+
+    def _make_ready(self, missing: Mapping[tuple[str, Range], Unit]) -> None:
+        self._names.update({key: unit.name for key, unit in missing.items()})
+        with self._stopwatch.at_work():
             absent = [unit for unit in missing.values() if not self._take_kept(unit)]
             if absent:
                 self._make(absent)
-            return {key: self._ready[key] for key in wanted}
+
+    def _unit(self, piece: Piece | GraphModule, range: Range, example_inputs: Sequence[Any]) -> Unit:
+        # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
+        from torch_piecewise.manager_pieces import identity, piece_of
+
+        described = piece_of(piece, example_inputs)
+        serves = range if described.dispatch is not None else EVERY_SIZE
+        unit = Unit(identity(described), described.name, serves, lambda _name: described)
+        self._names.setdefault(unit.key, unit.name)
+        return unit
+
+    def _looked_up(self, what: str, found: Found[Any]) -> None:
+        reason = found.reason if isinstance(found, Miss) else ""
+        if reason:
+            self._misses.append(f"{what}: {reason}")
+        self.bus.emit(StoreLookup(what=what, hit=not reason, reason=reason))
+
+    def kept(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
+        """Those of ``units`` that are ready, or that the store has; nothing is compiled, nobody waits.
+
+        The store is asked once for each.
+        """
+        found: dict[tuple[str, Range], Ready] = {}
+        for unit in units:
+            if unit.key not in self._ready and unit.key not in self._asked_store:
+                self._asked_store.add(unit.key)
+                self._take_kept(unit)
+            if unit.key in self._ready:
+                found[unit.key] = self._ready[unit.key]
+        return found
+
+    def made(self) -> Mapping[tuple[str, Range], Ready]:
+        """What is ready by now, by fingerprint and range."""
+        return self._ready.copy()
 
     def _take_kept(self, unit: Unit) -> bool:
         """Load ``unit`` from the store; whether it was there and could be loaded."""
-        if self._kept is None:
+        if self._kept is None or unit.is_unnamed:
             return False
-        what = f"{unit.name} {unit.range}"
         found = self._kept.find(unit.fingerprint, unit.range)
         if isinstance(found, Hit):
             try:
                 self._ready[unit.key] = self._load(unit, found.value, "store")
             except Exception as error:  # noqa: BLE001 - whatever a foreign machine's artifact does on loading
                 found = Miss(f"it does not load here: {error!r}")
-        reason = found.reason if isinstance(found, Miss) else ""
-        self.bus.emit(StoreLookup(what=what, hit=not reason, reason=reason))
-        return not reason
+        if isinstance(found, Miss) and found.cause is Cause.ABSENT and self._index.entries:
+            found = Miss(self._index.why_not(*unit.key), found.cause)
+        self._looked_up(f"{unit.name} {unit.range}", found)
+        return isinstance(found, Hit)
 
     def _make(self, units: list[Unit]) -> None:
         """Compile ``units``, each in its turn among everybody who shares the store."""
@@ -125,39 +344,45 @@ class CompilerManager:
         with turns:
             # Another process may have made some while this one waited for its turn.
             absent = units if self._kept is None else [unit for unit in units if not self._take_kept(unit)]
+            for unit in absent:
+                self.bus.emit(
+                    PieceCompileStarted(piece=unit.name, range=unit.range, compiler=self.compiler.name)
+                )
             tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
             made = list(zip(absent, self._pool.run(tasks), strict=True))
             for unit, outcome in made:
                 self._ready[unit.key] = self._finish(unit, outcome)
 
-    def _finish(self, unit: Unit, outcome: Any) -> Ready:
-        result, seconds = outcome
+    def _finish(self, unit: Unit, outcome: Outcome) -> Ready:
+        result, seconds, ended = outcome
         if isinstance(result, BaseException):
             return self._failed(unit, result)
         if not isinstance(result, Artifact):
-            raise CompilerError(
-                f"Compiler {self.compiler.name!r} returned no artifact for {unit.name}",
-                expected="an Artifact",
-                got=repr(result),
-                hint="Compiler.compile(piece, range, options) has to return an Artifact",
-            )
+            raise no_artifact(unit, self.compiler.name, result)
+        for record in pass_records(result.meta, unit.name, unit.range):
+            self.bus.emit(record)
         self.bus.emit(
-            PieceCompiled(piece=unit.name, range=unit.range, compiler=self.compiler.name, seconds=seconds)
+            PieceCompiled(
+                piece=unit.name,
+                range=unit.range,
+                compiler=self.compiler.name,
+                seconds=seconds,
+                fingerprint=unit.fingerprint,
+                at=ended,
+            )
         )
         ready = self._load(unit, result, "compiled")
-        if self._kept is not None:
+        if self._kept is not None and not unit.is_unnamed:
             self._kept.keep(unit.fingerprint, result)
         return ready
 
     def _load(self, unit: Unit, artifact: Artifact, source: str) -> Ready:
+        if artifact.compiler != self.compiler.name:
+            raise foreign_artifact(unit, self.compiler.name, artifact)
         start = time.monotonic()
         run = self.compiler.load(artifact)
         if not callable(run):
-            raise CompilerError(
-                f"Compiler {self.compiler.name!r} loaded nothing that can be called for {unit.name}",
-                expected="a callable",
-                got=repr(run),
-            )
+            raise not_callable(unit, self.compiler.name, run)
         self.bus.emit(
             PieceLoaded(
                 piece=unit.name,
@@ -165,6 +390,7 @@ class CompilerManager:
                 compiler=self.compiler.name,
                 source=source,
                 seconds=time.monotonic() - start,
+                fingerprint=unit.fingerprint,
             )
         )
         return Ready(run, artifact)
@@ -172,25 +398,16 @@ class CompilerManager:
     def _failed(self, unit: Unit, error: BaseException) -> Ready:
         if not isinstance(error, Exception):
             raise error
-        self.bus.emit(PieceFailed(piece=unit.name, range=unit.range, reason=_first_line(error)))
+        self.bus.emit(
+            PieceFailed(
+                piece=unit.name,
+                range=unit.range,
+                reason=first_line(error),
+                fingerprint=unit.fingerprint,
+            )
+        )
         if self._eager_on_error:
             return Ready(unit.piece.graph.forward, None)
         if isinstance(error, CompilerError):
             raise error
-        # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
-        from torch_piecewise.torch_private.nodes import source_line
-
-        operation, line = source_line(error, unit.piece.graph)
-        raise PieceCompileError(
-            f"{unit.name} failed to compile for sizes {unit.range} with {self.compiler.name!r}",
-            expected="a piece that the compiler accepts",
-            got=f"{type(error).__name__}: {_first_line(error)}",
-            hint=f"the failing op is {operation}, from {line}; "
-            "on_piece_error='eager' runs this piece uncompiled",
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    text = error.what if isinstance(error, PiecewiseError) else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        raise piece_error(unit, self.compiler.name, error) from error

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import os
-from pathlib import Path
-
-from torch_piecewise.artifact_store import ArtifactStore
-from torch_piecewise.compilers import CompileOptions, Compiler, make_compiler
+from torch_piecewise.background import Background
+from torch_piecewise.compilers import Compiler, make_compiler
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.events import Bus
 from torch_piecewise.manager import CompilerManager
-from torch_piecewise.pool import CompilePool, default_workers
-from torch_piecewise.progress import Progress
-from torch_piecewise.store import Namespace, OpenStore, cache_root, open_store
-from torch_piecewise.store.opening import LIMIT_BYTES
-
-
-@functools.cache
-def opened(root: Path, limit_bytes: int) -> OpenStore:
-    """The store at ``root``, one for the process: its locks are the process's."""
-    return open_store(root, limit_bytes=limit_bytes)
-
-
-def store_for(config: Config) -> OpenStore | None:
-    """The store that ``config`` and the environment name; None where nothing is to be kept.
-
-    Raises:
-        UntrustedError: others can write to the root; names the command that mends it.
-    """
-    if config.disable_cache:
-        return None
-    root = Path(config.cache_dir) if config.cache_dir else cache_root(os.environ)
-    return opened(root.absolute(), config.cache_size_limit or LIMIT_BYTES)
+from torch_piecewise.manager_options import options_of
+from torch_piecewise.manager_store import store_for as store_for
+from torch_piecewise.store import OpenStore
+from torch_piecewise.supply import Tiers
 
 
 class Managers:
@@ -43,37 +21,52 @@ class Managers:
         config: chooses the compiler, its options and the pool.
         bus: gets the managers' events.
         store: where artifacts are kept; None to keep nothing.
+        background: where work goes that calls do not wait for; None: they wait for all of it.
     """
 
-    def __init__(self, config: Config, bus: Bus, store: OpenStore | None) -> None:
+    def __init__(
+        self, config: Config, bus: Bus, store: OpenStore | None, background: Background | None = None
+    ) -> None:
         self._config = config
         self._bus = bus
-        # Artifacts do not depend on tag or rank: those who make the same piece share it.
-        self._store = store.in_namespace(Namespace("artifacts")) if store is not None else None
-        self._made: dict[Ambient, CompilerManager] = {}
+        self._store = store
+        self._background = background
+        self._made: dict[Ambient, Tiers] = {}
         self.compiler = make_compiler(config.backend)
+        self._better = make_compiler(config.upgrade_to) if config.upgrade_to is not None else None
+        # What contradicts each other is told before anything is traced.
+        for compiler in filter(None, (self.compiler, self._better)):
+            options_of(config, compiler, Ambient.now())
 
-    def of(self, ambient: Ambient) -> CompilerManager:
-        """The manager for calls under these settings of torch."""
+    def of(self, ambient: Ambient) -> Tiers:
+        """Who makes pieces ready for calls under these settings of torch."""
         if ambient not in self._made:
-            self._made[ambient] = self._make(ambient)
+            self._made[ambient] = self._tiers(ambient)
         return self._made[ambient]
 
-    def _make(self, ambient: Ambient) -> CompilerManager:
-        options = CompileOptions(dict(self._config.inductor_compile_config), ambient)
-        compiler = self._compiler_for(ambient)
-        kept = ArtifactStore.of(self._store, compiler, options) if self._store is not None else None
-        return CompilerManager(
-            compiler,
-            options,
-            CompilePool(default_workers(self._config.compile_threads), Progress()),
+    def _tiers(self, ambient: Ambient) -> Tiers:
+        lazily = self._config.on_miss == "background" and self._background is not None
+        first = self._make(self._compiler_for(ambient), ambient, later=lazily)
+        better = None
+        # The in-memory compiler stands in where gradients are recorded: nothing replaces it.
+        if self._better is not None and first.compiler is self.compiler and self._background is not None:
+            better = self._make(self._better, ambient, later=True)
+        return Tiers(first, better, self._background, lazily)
+
+    def _make(self, compiler: Compiler, ambient: Ambient, *, later: bool) -> CompilerManager:
+        manager = CompilerManager(
+            self._config,
             self._bus,
-            self._config.on_piece_error,
-            kept,
+            compiler=compiler,
+            ambient=ambient,
+            background=self._background if later else None,
         )
+        if self._store is not None:
+            manager.keep_in(self._store)
+        return manager
 
     def _compiler_for(self, ambient: Ambient) -> Compiler:
-        if ambient.grad_enabled and self.compiler.name == "inductor":
-            # Standalone artifacts are made for inference; gradients need the in-memory compiler.
+        if ambient.grad_enabled and self.compiler.name in ("inductor", "aot_inductor"):
+            # Their artifacts are made for inference; gradients need the in-memory compiler.
             return make_compiler("inductor_memory")
         return self.compiler

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ class StateInput:
 class State:
     """The tensors and submodules a program reads beside its arguments; notices when one is replaced.
 
+    Attributes:
+        on_other_memory: called when a tensor was replaced or moved, before the call that brought it runs.
+
     Args:
         inputs: tensors that are graph inputs and no arguments.
         children: ``(path, _modules dict, name)`` of every submodule on the way to them.
@@ -48,24 +52,30 @@ class State:
         self.inputs = tuple(inputs)
         self._children = tuple((path, holder, name, holder[name]) for path, holder, name in children)
         holders = {id(holder): holder for _path, holder, _name in children}
-        self._holders = tuple(holders.values())
-        self._child_ids = self._ids_of_children()
+        self._holders = list(holders.values())
+        self._traced_holders = [dict(holder) for holder in self._holders]
+        # Equal dicts hold the same modules, unless a module says that it equals another.
+        kinds = {type(child) for holder in self._holders for child in holder.values()}
+        plain = all(vars(base).get("__eq__") is None for kind in kinds for base in kind.__mro__[:-1])
+        self._child_ids = None if plain else self._ids_of_children()
         hooks = [one for module in modules for one in hook_tables(module)]
         self._no_hooks = tuple(table for table in hooks if not table)
         self._hooks = tuple((table, list(table)) for table in hooks if table)
+        self.on_other_memory: Callable[[], object] = lambda: None
         self.accept([entry.holder[entry.key] for entry in self.inputs if entry.holder is not None])
 
     def accept(self, tensors: Sequence[torch.Tensor]) -> None:
         """Remember ``tensors`` as the ones that were checked."""
-        self.known = (list(map(id, tensors)), list(map(torch.Tensor.data_ptr, tensors)), tuple(tensors))
+        self.known = (tuple(tensors), list(map(torch.Tensor.data_ptr, tensors)))
 
     def is_known(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether ``tensors`` are the ones checked before, with their storages (``.data`` not swapped)."""
-        ids, pointers, _kept_alive = self.known
-        return list(map(id, tensors)) == ids and list(map(torch.Tensor.data_ptr, tensors)) == pointers
+        known, pointers = self.known
+        return all(map(is_, tensors, known)) and list(map(torch.Tensor.data_ptr, tensors)) == pointers
 
     def difference(self, tensors: Sequence[torch.Tensor]) -> str | None:
         """What no longer fits, for people; None, and ``tensors`` accepted, where everything does."""
+        self.on_other_memory()
         for entry, tensor in zip(self.inputs, tensors, strict=True):
             wrong = _tensor_difference(tensor, entry.spec)
             if wrong is not None:
@@ -82,6 +92,8 @@ class State:
 
     def children_unchanged(self) -> bool:
         """Whether every submodule on the way to an input is the traced one, and none beside it is new."""
+        if self._child_ids is None:
+            return self._holders == self._traced_holders  # a loop in C: it runs on every call
         return self._ids_of_children() == self._child_ids
 
     def hooks_unchanged(self) -> bool:
@@ -89,7 +101,6 @@ class State:
         return not any(self._no_hooks) and all(list(table) == keys for table, keys in self._hooks)
 
     def _ids_of_children(self) -> list[int]:
-        # A loop in C: this runs on every call, for every submodule.
         return list(map(id, chain.from_iterable(map(dict.values, self._holders))))
 
 

@@ -9,19 +9,34 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
-from torch_piecewise.errors import FingerprintError
+from torch_piecewise.errors import CompileError, FingerprintError
 from torch_piecewise.graph_bytes import to_bytes
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
-from torch_piecewise.worker import Worker, WorkerError
+from torch_piecewise.worker import WorkerError
+from torch_piecewise.workers import Workers, shared_workers
 
 logger = logging.getLogger("torch_piecewise")
 
-Outcome = tuple[Any, float]
-"""The artifact a task ended with, or its exception; and the seconds it took."""
+
+class Outcome(NamedTuple):
+    """How a task ended.
+
+    Attributes:
+        result: the artifact, or the exception.
+        seconds: how long it took.
+        ended: on ``time.monotonic``'s clock of this process.
+    """
+
+    result: Any
+    seconds: float
+    ended: float
+
+
+_LOOK_UP_SECONDS = 0.1
 
 WORTH_A_WORKER = 3
 """Tasks for each worker started: a worker costs about as long to start as two small pieces to compile."""
@@ -40,10 +55,48 @@ class CompileTask:
         """Compile in this process."""
         start = time.monotonic()
         try:
-            result: Any = self.compiler.compile(self.piece, self.range, self.options)
+            with self.options.context(self.range):
+                result: Any = self.compiler.compile(self.piece, self.range, self.options)
         except Exception as error:  # noqa: BLE001 - the manager knows the policy
             result = error
-        return result, time.monotonic() - start
+        ended = time.monotonic()
+        return Outcome(result, ended - start, ended)
+
+
+@dataclass(frozen=True)
+class _InWorker:
+    """A task as it is sent away: torch is set there as it is here."""
+
+    task: CompileTask
+    passes: str
+
+    @classmethod
+    def of(cls, task: CompileTask) -> _InWorker:
+        return cls(task, _passes(task.options))
+
+    def run(self) -> Outcome:
+        if _passes(self.task.options) != self.passes:
+            # A worker lives long: the code of a pass may have been loaded anew where the task comes from.
+            raise RuntimeError("the passes do something else here")
+        self.task.options.ambient.apply_to_process()
+        return self.task.run()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a worker does before its first task: load the compiler, begin what it needs once."""
+
+    compiler: Compiler
+    options: CompileOptions
+    devices: frozenset[str]
+
+    def run(self) -> Outcome:
+        start = time.monotonic()
+        warm_up = getattr(self.compiler, "warm_up", None)
+        if warm_up is not None:
+            warm_up(self.options, self.devices)
+        ended = time.monotonic()
+        return Outcome(None, ended - start, ended)
 
 
 class CompilePool:
@@ -56,28 +109,66 @@ class CompilePool:
     Args:
         workers: processes to start at most, beside this one; 0 compiles everything here.
         on_progress: called with (done, total, seconds) after each task.
+        lender: where workers come from; None for those that the whole process shares.
+        stopped: given for work in the background: what a worker can do is never done here, and once it
+            returns True nobody waits any longer.
     """
 
     def __init__(
-        self, workers: int = 0, on_progress: Callable[[int, int, float], None] | None = None
+        self,
+        workers: int = 0,
+        on_progress: Callable[[int, int, float], None] | None = None,
+        lender: Workers | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> None:
-        self._limit = workers
+        self._limit = workers if stopped is None else max(workers, 1)
+        self._stopped = stopped
         self._on_progress = on_progress
-        self._lock = threading.Lock()
+        self._lender = lender if lender is not None else shared_workers()
+
+    def warm_up(self, compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> None:
+        """Start a worker now, because there will be something to compile soon.
+
+        Args:
+            devices: types of the devices that will be compiled for.
+        """
+        if not self._limit or not getattr(compiler, "can_compile_in_worker", False):
+            return
+        try:
+            preparation = _preparation(compiler, options, devices)
+        except FingerprintError as error:
+            logger.debug("no worker can compile under these settings: %s", error.got)
+            return
+        self._lender.warm(1, preparation)
 
     def run(self, tasks: Sequence[CompileTask]) -> list[Outcome]:
-        """Run all tasks; outcomes in the order of ``tasks``."""
+        """Run all tasks; outcomes in the order of ``tasks``.
+
+        Raises:
+            CompileError: the process is about to end, and the work was in the background.
+        """
         portable = [_portable(task) for task in tasks]
-        count = min(self._limit, len([task for task in portable if task]) // WORTH_A_WORKER)
-        run = _Run(tasks, portable, self._on_progress)
+        travelling = sum(task is not None for task in portable)
+        worth = travelling // WORTH_A_WORKER if self._stopped is None else 1
+        count = min(self._limit, travelling, max(worth, self._lender.waiting()))
+        run = _Run(tasks, portable, self._on_progress, self._lender)
         threads = [threading.Thread(target=run.serve_worker, daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
-        run.serve_here()
+        run.serve_here(everything=self._stopped is None)
         for thread in threads:
-            thread.join()
+            self._wait_for(thread)
         run.finish()
         return [run.outcomes[index] for index in range(len(tasks))]
+
+    def _wait_for(self, thread: threading.Thread) -> None:
+        if self._stopped is None:
+            thread.join()
+            return
+        while thread.is_alive():
+            thread.join(_LOOK_UP_SECONDS)
+            if self._stopped():
+                raise CompileError("The process ends before its background work does")
 
 
 def _portable(task: CompileTask) -> bytes | None:
@@ -85,10 +176,18 @@ def _portable(task: CompileTask) -> bytes | None:
     if not getattr(task.compiler, "can_compile_in_worker", False):
         return None
     try:
-        return to_bytes(task)
+        return to_bytes(_InWorker.of(task))
     except FingerprintError as error:
         logger.debug("%s cannot be compiled on a worker: %s", task.piece.name, error.got)
         return None
+
+
+def _passes(options: CompileOptions) -> str:
+    return "" if options.passes is None else options.passes.fingerprint()
+
+
+def _preparation(compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> bytes:
+    return to_bytes(Preparation(compiler, options, devices))
 
 
 class _Run:
@@ -99,8 +198,10 @@ class _Run:
         tasks: Sequence[CompileTask],
         portable: Sequence[bytes | None],
         on_progress: Callable[[int, int, float], None] | None,
+        lender: Workers,
     ) -> None:
         self.tasks = tasks
+        self._lender = lender
         self.portable = portable
         self.outcomes: dict[int, Outcome] = {}
         self._waiting = list(range(len(tasks)))
@@ -108,11 +209,11 @@ class _Run:
         self._lock = threading.Lock()
         self._on_progress = on_progress
 
-    def _take(self, *, portable: bool) -> int | None:
+    def _take(self, wanted: Callable[[bool], bool], *, last: bool = False) -> int | None:
+        """The first (or last) task that waits and that is wanted, told whether it can travel."""
         with self._lock:
-            order = reversed(self._waiting) if portable else iter(self._waiting)
-            for index in order:
-                if not portable or self.portable[index] is not None:
+            for index in reversed(self._waiting) if last else iter(self._waiting):
+                if wanted(self.portable[index] is not None):
                     self._waiting.remove(index)
                     return index
         return None
@@ -122,30 +223,34 @@ class _Run:
             self.outcomes[index] = outcome
             done = len(self.outcomes)
         if self._on_progress is not None:
-            self._on_progress(done, len(self.tasks), outcome[1])
+            self._on_progress(done, len(self.tasks), outcome.seconds)
 
-    def serve_here(self) -> None:
-        """Compile in this process until nothing waits."""
-        while (index := self._take(portable=False)) is not None:
+    def serve_here(self, *, everything: bool = True) -> None:
+        """Compile in this process until nothing waits; or nothing but what a worker can compile."""
+        while (index := self._take(lambda portable: everything or not portable)) is not None:
             self._record(index, self.tasks[index].run())
 
     def serve_worker(self) -> None:
-        """Start a worker and hand it tasks until nothing waits."""
+        """Hand a worker tasks until nothing waits."""
         index: int | None = None
         try:
-            with Worker() as worker:
-                while (index := self._take(portable=True)) is not None:
+            with self._lender.lent(self._preparation()) as worker:
+                while (index := self._take(bool, last=True)) is not None:
                     payload = self.portable[index]
                     assert payload is not None
-                    result, seconds = worker.compile(payload)
+                    result, seconds, *_ = worker.run(payload)
                     if isinstance(result, Exception):
                         self._failed.put(index)
                     else:
-                        self._record(index, (result, seconds))
+                        self._record(index, Outcome(result, seconds, time.monotonic()))
         except WorkerError as error:
             logger.debug("a compile worker ended: %s", error)
             if index is not None:
                 self._failed.put(index)
+
+    def _preparation(self) -> bytes:
+        task = next(task for task, bytes_ in zip(self.tasks, self.portable, strict=True) if bytes_)
+        return _preparation(task.compiler, task.options, frozenset())
 
     def finish(self) -> None:
         """Compile here what workers failed at."""

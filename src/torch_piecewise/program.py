@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 from torch.fx import GraphModule
 
-from torch_piecewise.artifact import guard_name
+from torch_piecewise.artifact import Artifact, guard_name
+from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_call
 from torch_piecewise.dispatch import SizeTable, serving_range
-from torch_piecewise.errors import GuardError
-from torch_piecewise.manager import CompilerManager, Ready, Unit
+from torch_piecewise.errors import ConfigError, GuardError
+from torch_piecewise.guard_policy import limit_error
+from torch_piecewise.manager import Ready, Unit
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.ranges import UNBOUNDED, Range
-from torch_piecewise.relations import Relation
+from torch_piecewise.relations import Relation, readable
+from torch_piecewise.replay_facts import ReplayFacts
 from torch_piecewise.stitching import Runner, Stitched
+from torch_piecewise.supply import Supply, Tiers
 
 ANY_SIZE = Range(0, UNBOUNDED)
 """The range of a piece that does not have the dispatch symbol: compiled once for all sizes."""
@@ -39,6 +44,19 @@ class Sizes:
     exact: tuple[int, ...] = ()
     symbols: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+
+
+class LineKind(Enum):
+    """How the straight line is bound."""
+
+    PLAIN = auto()
+    """Splitting ops are called by their bodies."""
+
+    UNDER_MODES = auto()
+    """Splitting ops go through the dispatcher, where something watches it."""
+
+    CAPTURED = auto()
+    """Pieces and cuts are marked for a capture."""
 
 
 SizeKey = int | tuple[int, ...]
@@ -132,10 +150,11 @@ class Program:
         stitched: the straight line, calling cut ops through the dispatcher.
         body_of: for an op, the Python body to call instead where nothing watches the dispatcher.
         pieces: what to compile.
-        manager: makes it ready.
+        tiers: who makes it ready.
         sizes: for which sizes.
         relations: what the trace relied on.
         cuts: how many pieces run eagerly because they hold splitting ops.
+        facts: what replaying its calls has to know; None where nothing is captured.
     """
 
     def __init__(
@@ -144,65 +163,145 @@ class Program:
         stitched: Stitched,
         body_of: Callable[[Any], Callable[..., Any] | None],
         pieces: Pieces,
-        manager: CompilerManager,
+        tiers: Tiers,
         sizes: Sizes,
         relations: Sequence[Relation],
         cuts: int,
+        facts: ReplayFacts | None = None,
     ) -> None:
         self.cuts = cuts
+        self.facts = facts
         self.stitched = stitched
         self.pieces = pieces
         self.sizes = sizes
         self.relations = tuple(relations)
-        self._manager = manager
-        self._lines = (stitched.replaced(body_of), stitched)
-        self._runners: dict[tuple[Range, bool], Runner] = {}
+        self._supply = Supply(tiers, self.look_again)
+        self._lines = {LineKind.PLAIN: stitched.replaced(body_of), LineKind.UNDER_MODES: stitched}
+        if facts is not None:
+            self._lines[LineKind.CAPTURED] = facts.line.replaced(body_of)
+        self._runners: dict[tuple[Range, LineKind], Runner] = {}
+        self._eager: set[tuple[str, Range]] = set()
         self._lock = threading.RLock()
-        self.table: SizeTable[SizeKey, Runner] = SizeTable(lambda key: self._resolve(key, modes=False))
-        self.mode_table: SizeTable[SizeKey, Runner] = SizeTable(lambda key: self._resolve(key, modes=True))
+        self._around: Callable[[SizeKey, Runner], Runner] = lambda _key, runner: runner
+        self.table: SizeTable[SizeKey, Runner] = SizeTable(
+            lambda key: self._around(key, self._resolve(key, LineKind.PLAIN))
+        )
+        self.mode_table: SizeTable[SizeKey, Runner] = SizeTable(self._watched)
+        self.capture_table: SizeTable[SizeKey, Runner] = SizeTable(
+            lambda key: self._resolve(key, LineKind.CAPTURED)
+        )
+
+    def serve_through(self, around: Callable[[SizeKey, Runner], Runner]) -> None:
+        """Let calls run through what ``around`` makes of each size's straight line."""
+        self._around = around
+        self.table.forget()
+
+    any_size = ANY_SIZE
+
+    def made(self) -> Mapping[tuple[str, Range], Ready]:
+        """What is compiled by now, by fingerprint and range."""
+        return self._supply.made()
+
+    def generated_code(self, artifact: Artifact) -> str:
+        """The code that the compiler generated, for people; empty where it shows none."""
+        return self._supply.generated_code(artifact)
 
     def prepare(self) -> None:
         """Compile every distinct piece for every range and exact size, all at once.
+
+        Where the background does that, this returns at once.
 
         Raises:
             PieceCompileError: see :meth:`CompilerManager.prepare`.
         """
         wanted = [*self.sizes.ranges, *(Range(size, size) for size in self.sizes.exact)]
-        self._manager.prepare(unit for part in wanted for unit in self.pieces.units(part).values())
+        self._supply.ready(unit for part in wanted for unit in self.pieces.units(part).values())
 
     def values_of(self, key: SizeKey) -> dict[str, int]:
         """The symbols' values in ``key``, by symbol."""
         values = (key,) if isinstance(key, int) else key
         return dict(zip(self.sizes.symbols, values, strict=False))
 
-    def _resolve(self, key: SizeKey, *, modes: bool) -> Runner:
+    def _watched(self, key: SizeKey) -> Runner:
+        """The line for calls that a dispatch mode watches; a recorder of operations may be that mode."""
+        line = self._resolve(key, LineKind.UNDER_MODES)
+        if self.facts is None:
+            return line
+
+        def run(*args: Any) -> tuple[Any, ...]:
+            return (self.capture_table.find(key) if capture_in_progress() else line)(*args)
+
+        return run
+
+    def violated(self, key: SizeKey) -> Relation | None:
+        """The first condition of the trace that does not hold for a call of these sizes."""
         sizes = self.values_of(key)
-        for relation in self.relations:
-            if not relation.holds(sizes):
-                raise self._rejected(relation, sizes)
+        return next((relation for relation in self.relations if not relation.holds(sizes)), None)
+
+    def _resolve(self, key: SizeKey, kind: LineKind) -> Runner:
+        sizes = self._checked(key)
         with self._lock:
-            return self._runner(self._serving(sizes), sizes, modes)
+            return self._runner(sizes, kind)
+
+    def _checked(self, key: SizeKey) -> dict[str, int]:
+        violated = self.violated(key)
+        if violated is not None:
+            raise self.rejection(violated, key)
+        return self.values_of(key)
 
     def _serving(self, sizes: Mapping[str, int]) -> Range:
         if self.sizes.dispatch is None:
             return ANY_SIZE
         return serving_range(sizes[self.sizes.dispatch], self.sizes.ranges, self.sizes.exact)
 
-    def _runner(self, serving: Range, sizes: Mapping[str, int], modes: bool) -> Runner:
+    def _runner(self, sizes: Mapping[str, int], kind: LineKind) -> Runner:
+        serving, ready = self._chosen(sizes)
+        if not ready:
+            return self._bind(ready, kind, eager=True)
+        if (serving, kind) not in self._runners:
+            self._runners[serving, kind] = self._bind(ready, kind, eager=False)
+        return self._runners[serving, kind]
+
+    def _chosen(self, sizes: Mapping[str, int]) -> tuple[Range, dict[str, Ready]]:
+        """What serves these sizes; nothing where what the compilers relied on does not hold for them."""
+        serving = self._serving(sizes)
         ready = self._ready(serving)
         if not self._accepted(ready, sizes) and self.sizes.dispatch is not None:
             serving = Range(sizes[self.sizes.dispatch], sizes[self.sizes.dispatch])
             ready = self._ready(serving)
-        if not self._accepted(ready, sizes):
-            return self._bind(ready, modes, eager=True)
-        if (serving, modes) not in self._runners:
-            self._runners[serving, modes] = self._bind(ready, modes, eager=False)
-        return self._runners[serving, modes]
+        return serving, ready if self._accepted(ready, sizes) else {}
+
+    def chosen(self, key: SizeKey) -> tuple[Range, dict[str, Ready]]:
+        """The range that serves a call, and its pieces by name; one that is not there runs eagerly.
+
+        Raises:
+            GuardError: the program was not traced for such sizes.
+        """
+        sizes = self._checked(key)
+        with self._lock:
+            return self._chosen(sizes)
+
+    def run_eagerly(self, slow: Iterable[tuple[str, Range]]) -> None:
+        """From now on run these pieces (fingerprint, range) as they were traced."""
+        with self._lock:
+            self._eager.update(slow)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """There is something better to run than before: the next call of each size finds it."""
+        with self._lock:
+            self._runners.clear()
+            for table in (self.table, self.mode_table, self.capture_table):
+                table.forget()
 
     def _ready(self, serving: Range) -> dict[str, Ready]:
         units = self.pieces.units(serving)
-        ready = self._manager.prepare(units.values())
-        return {name: ready[unit.key] for name, unit in units.items()}
+        ready = self._supply.ready(units.values())
+        missing = self._eager | {unit.key for unit in units.values() if unit.key not in ready}
+        return {
+            name: Ready(self.pieces.graph(name).forward, None) if unit.key in missing else ready[unit.key]
+            for name, unit in units.items()
+        }
 
     def _accepted(self, ready: Mapping[str, Ready], sizes: Mapping[str, int]) -> bool:
         """Whether what the compilers relied on beside the range holds for these sizes."""
@@ -215,8 +314,15 @@ class Program:
                 return False
         return True
 
-    def _bind(self, ready: Mapping[str, Ready], modes: bool, *, eager: bool) -> Runner:
-        return self._lines[modes].bind(self._callables(ready, eager=eager))
+    def _bind(self, ready: Mapping[str, Ready], kind: LineKind, *, eager: bool) -> Runner:
+        callables = self._callables(ready, eager=eager)
+        if kind is LineKind.CAPTURED:
+            callables = {name: opaque_call(run) for name, run in callables.items()}
+        return self._lines[kind].bind(callables)
+
+    def artifacts(self, serving: Range) -> dict[str, Artifact | None]:
+        """What each piece was compiled to for one of the program's ranges; None for one that runs eagerly."""
+        return {name: one.artifact for name, one in self._ready(serving).items()}
 
     def callables(self, size: int) -> dict[str, Callable[..., Any]]:
         """What the straight line calls for a size of the dispatch dim, by piece."""
@@ -229,14 +335,16 @@ class Program:
             found[name] = self.pieces.graph(name).forward if eager or one is None else one.run
         return found
 
-    def _rejected(self, relation: Relation, sizes: Mapping[str, int]) -> GuardError:
-        named = {self.sizes.names.get(symbol, symbol): value for symbol, value in sizes.items()}
-        text = relation.text
-        for symbol, name in self.sizes.names.items():
-            text = text.replace(symbol, name)
+    def rejection(self, relation: Relation, key: SizeKey) -> GuardError | ConfigError:
+        """What a call of these sizes is told, that violates ``relation``."""
+        names = self.sizes.names
+        text = readable(relation.text, names)
+        got = [f"{readable(symbol, names)}={value}" for symbol, value in self.values_of(key).items()]
+        if relation.promised_by:
+            return limit_error(", ".join(got), text)
         return GuardError(
             "The sizes of this call are outside what the program was traced for",
             expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",
-            got=", ".join(f"{name}={value}" for name, value in named.items()),
+            got=", ".join(got),
             hint="on_guard_failure='recompile' traces again for such sizes",
         )

@@ -8,6 +8,7 @@ from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.convention import Convention
 from torch_piecewise.program import PieceInfo, Sizes
 from torch_piecewise.relations import Relation
+from torch_piecewise.replay_facts import ReplayFacts
 from torch_piecewise.stitching import Stitched
 
 
@@ -21,6 +22,7 @@ class ProgramRecord:
         infos: its pieces, in order.
         sizes, relations, cuts: as for :class:`~torch_piecewise.program.Program`.
         ambient: torch's settings it was compiled under.
+        facts: what replaying its calls has to know; None where nothing is captured.
     """
 
     convention: Convention
@@ -30,3 +32,4 @@ class ProgramRecord:
     relations: tuple[Relation, ...]
     cuts: int
     ambient: Ambient
+    facts: ReplayFacts | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,26 +20,51 @@ class Relation:
     Attributes:
         text: an expression over symbol names, as sympy prints it: ``"Eq(s0, 2*s1)"``, ``"s0 >= 3"``.
         where: the user's line that asked, ``code  # file:line in function``, or empty.
+        assumed: whether torch took it for granted of a dynamic size, and no code of the model asked.
+        promised_by: the setting whose promise it is, so that a violation is an error always; empty for what
+            the trace relied on.
     """
 
     text: str
     where: str = ""
+    assumed: bool = False
+    promised_by: str = ""
 
     @cached_property
     def symbols(self) -> frozenset[str]:
         """The symbols it is about."""
-        return frozenset(self._code.co_names) - _FUNCTIONS.keys()
+        return frozenset(self._code.co_names) - FUNCTIONS.keys()
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether it holds; one about a symbol that ``sizes`` lacks counts as holding."""
         if not self.symbols <= sizes.keys():
             return True
-        return bool(eval(self._code, {"__builtins__": {}, **_FUNCTIONS}, dict(sizes)))
+        return bool(eval(self._code, {"__builtins__": {}, **FUNCTIONS}, dict(sizes)))
 
     @cached_property
     def _code(self) -> CodeType:
         tree = _Truth().visit(ast.parse(self.text, mode="eval"))
         return compile(ast.fix_missing_locations(tree), f"<relation {self.text}>", "eval")
+
+
+def size_of(text: int | str, sizes: Mapping[str, int]) -> int:
+    """The size that an expression spells, as sympy prints it.
+
+    Raises:
+        NameError: it mentions a symbol that ``sizes`` lacks.
+    """
+    if isinstance(text, int):
+        return text
+    return int(eval(text, {"__builtins__": {}, **FUNCTIONS}, dict(sizes)))
+
+
+def readable(text: str, sources: Mapping[str, str]) -> str:
+    """``text`` with each symbol as people write it: ``x.size(0)`` for the source ``L['x'].size()[0]``."""
+    shown = {
+        symbol: re.sub(r"\.size\(\)\[(\d+)\]", r".size(\1)", re.sub(r"L\['(\w+)'\]", r"\1", source))
+        for symbol, source in sources.items()
+    }
+    return re.sub(r"[A-Za-z_]\w*", lambda match: shown.get(match[0], match[0]), text)
 
 
 class _Truth(ast.NodeTransformer):
@@ -65,7 +91,7 @@ def _any(*conditions: Any) -> bool:
 
 
 # What torch's symbolic shapes print: torch/utils/_sympy/functions.py, and sympy's own relations.
-_FUNCTIONS: dict[str, Callable[..., Any] | float] = {
+FUNCTIONS: dict[str, Callable[..., Any] | float] = {
     "Eq": operator.eq,
     "Ne": operator.ne,
     "Ge": operator.ge,

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from torch_piecewise.cudagraphs.breakable import cut_step
 from torch_piecewise.torch_private.ops import op_base_name
 
 Runner = Callable[..., tuple[Any, ...]]
@@ -62,19 +63,23 @@ class Stitched:
         return make(*(scope[name] for name in (*self.pieces, *self.constants)))
 
 
-def stitch(module: GraphModule, inline: Iterable[str]) -> Stitched:
+def stitch(module: GraphModule, inline: Iterable[str], *, as_steps: bool = False) -> Stitched:
     """Write the straight line for a split graph.
 
     Args:
         module: as made by ``split_graph``.
         inline: names of the pieces whose operations stand in line (the cuts).
+        as_steps: let each run of cuts with nothing between them be a function of its own, marked as
+            :func:`~torch_piecewise.cudagraphs.cut_step`: for calls that are captured.
     """
-    return _Writer(module, frozenset(inline)).write()
+    return _Writer(module, frozenset(inline), as_steps=as_steps).write()
 
 
 class _Writer:
-    def __init__(self, module: GraphModule, inline: frozenset[str]) -> None:
+    def __init__(self, module: GraphModule, inline: frozenset[str], *, as_steps: bool) -> None:
         self.module = module
+        self.as_steps = as_steps
+        self.steps: list[str] = []
         self.inline = inline
         self.names: dict[Node, str] = {}
         self.taken: set[str] = set(dir(builtins)) | {"make", "run"}
@@ -93,8 +98,11 @@ class _Writer:
             elif node.op == "output":
                 self.reads = []
                 result = f"return {self._outputs(node.args[0])}"
-            elif node.op == "call_module" and str(node.target) in self.inline:
-                self._inline_piece(node)
+            elif self._is_cut(node):
+                if not self.as_steps:
+                    self._inline_piece(node)
+                elif not self._is_cut(self._call_before(node)):
+                    self._cut_step(node)
             elif node.op == "call_module":
                 self._call_piece(node)
             elif not self._is_part_of_piece(node):
@@ -140,6 +148,47 @@ class _Writer:
                         self.names[parts[index]] = self.names[value]
             else:
                 self._statement(node, piece)
+
+    def _is_cut(self, node: Node | None) -> bool:
+        return node is not None and node.op == "call_module" and str(node.target) in self.inline
+
+    def _call_before(self, node: Node) -> Node | None:
+        before = node.prev
+        while self._is_part_of_piece(before):
+            before = before.prev
+        return before if before.op == "call_module" else None
+
+    def _cut_step(self, first: Node) -> None:
+        """Write ``first`` and the cuts that follow it directly as one function, and the call of it."""
+        line, self.lines = self.lines, []
+        calls = [first]
+        self._inline_piece(first)
+        after = first.next
+        while self._is_cut(after) or self._is_part_of_piece(after):
+            if self._is_cut(after):
+                self._inline_piece(after)
+                calls.append(after)
+            after = after.next
+        body, self.lines = self.lines, line
+        defined = {name for _text, defines, _reads in body for name in defines}
+        read = dict.fromkeys(name for _text, _defines, reads in body for name in reads)
+        takes = tuple(name for name in read if name not in defined)
+        gives = tuple(
+            self.names[part]
+            for call in calls
+            for part in call.users
+            if part in self.names and self.names[part] in defined and not set(part.users) <= set(calls)
+        )
+        name = self._fresh(str(first.target).replace("submod", "cut"))
+        mark = self._constant("cut_step", cut_step)
+        self.steps += [
+            f"    def {name}({', '.join(takes)}):",
+            *(f"        {text}" for text, _defines, _reads in body),
+            f"        return {_tuple_text(gives)}",
+            f"    {name} = {mark}({name})",
+        ]
+        left = f"{', '.join(gives)}{',' if len(gives) == 1 else ''} = " if gives else ""
+        self.lines.append((f"{left}{name}({', '.join(takes)})", gives, takes))
 
     def _statement(self, node: Node, owner: GraphModule) -> None:
         self.reads = []
@@ -232,6 +281,7 @@ class _Writer:
         parameters = ", ".join((*dict.fromkeys(self.pieces), *self.constants))
         lines = [
             f"def make({parameters}):",
+            *self.steps,
             f"    def run({', '.join(arguments)}):",
             *(f"        {line}" for line in (*body, result)),
             "    return run",

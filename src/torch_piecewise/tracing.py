@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from torch_piecewise.backend import Workshop
 from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
+from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.describe import changed_inputs
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
 from torch_piecewise.events import Bus, GraphCaptured
 from torch_piecewise.input_guards import convention_of
+from torch_piecewise.inspection import Inspection
 from torch_piecewise.managers import Managers
 from torch_piecewise.torch_private.shapes import describe_input
+from torch_piecewise.torch_private.structured_trace import under_compile_of
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,13 @@ class Traced:
     Attributes:
         sources: files of all code that the trace ran through.
         companions: file name -> text for people.
+        inspection: takes more for people.
     """
 
     entry: Entry
     sources: tuple[str, ...]
     companions: dict[str, str]
+    inspection: Inspection
 
 
 class Tracer:
@@ -61,10 +69,12 @@ class Tracer:
         self._dims = dims
         self._config = config
         self._bus = bus
+        self._managers = managers
         self._workshop = Workshop(config, bus, managers)
 
     def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         """Trace and compile for calls like this one."""
+        self._managers.of(Ambient.now()).first.warm_up(devices_of(self._owner, (*args, *kwargs.values())))
         call = call_form(self._function, self._named, args, kwargs)
         with self._bus.phase("trace"):
             captured = capture(self._function, call, self._dims, self._config)
@@ -78,13 +88,18 @@ class Tracer:
         )
         graph_text = raw.graph.print_readable(print_output=False)
         changed = [raw.sources[index] for index in changed_inputs(raw.graph)]
-        program = self._workshop.build(
-            raw.graph,
-            shape_env=raw.shape_env,
-            relations=captured.relations,
-            dispatch=captured.dispatch,
-            symbols=captured.symbols,
-        )
+        label = type(self._owner).__qualname__ if self._owner is not None else raw.traced.__qualname__
+        inspection = Inspection(self._config, self._bus.tag, label)
+        with under_compile_of(raw.graph):
+            program = self._workshop.build(
+                raw.graph,
+                shape_env=raw.shape_env,
+                relations=captured.relations,
+                dispatch=captured.dispatch,
+                symbols=captured.symbols,
+                arguments=call.bound.arguments.keys(),
+                inspection=inspection,
+            )
         bound = call.bound
         bound.apply_defaults()
         owner_name = raw.argument_names[0] if self._owner is not None else None
@@ -93,7 +108,11 @@ class Tracer:
             frame[owner_name] = self._owner
         specs = [describe_input(fake) for fake in raw.fakes]
         shape = CallShape(bound.signature, self._owner, raw.traced)
-        entry = Entry(convention_of(raw, owner_name, frame, specs, changed), shape, program)
+        convention = convention_of(raw, owner_name, frame, specs, changed)
+        if self._config.guards == "none":
+            convention = dataclasses.replace(convention, checks=(), unchecked=True)
+        entry = Entry(convention, shape, program, raw.full_guards)
+        inspection.add("transformed_code.py", entry.source)
         return Traced(
             entry=entry,
             sources=tuple(code.co_filename for code in raw.traced_code),
@@ -102,6 +121,7 @@ class Tracer:
                 "transformed_code.py": entry.source,
                 "runner.py": program.stitched.source,
             },
+            inspection=inspection,
         )
 
 
@@ -109,3 +129,11 @@ def closure_values(function: types.FunctionType) -> dict[str, Any]:
     """The closed-over variables of ``function``, by name, as they are now."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return {name: cell.cell_contents for name, cell in cells}
+
+
+def devices_of(owner: Any, arguments: Iterable[Any]) -> frozenset[str]:
+    """Types of the devices that the owner's parameters and the arguments' tensors are on."""
+    tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+    if isinstance(owner, torch.nn.Module):
+        tensors.extend(owner.parameters())
+    return frozenset(tensor.device.type for tensor in tensors)

@@ -7,24 +7,10 @@ from typing import Any
 from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 
-_VALUES: dict[str, tuple[Any, ...]] = {
-    "mode": ("stock_torch_compile",),
-    "backend": ("aot_inductor",),
-    "guards": ("full", "none"),
-    "on_miss": ("background",),
-}
+_VALUES: dict[str, tuple[Any, ...]] = {}
 """Field -> values of it that nothing serves yet."""
 
-_FIELDS = (
-    "use_inductor_graph_partition",
-    "assume_32_bit_indexing",
-    "evaluate_guards",
-    "cudagraph_mode",
-    "inductor_passes",
-    "pass_config",
-    "debug_dump_path",
-    "signing_key_file",
-)
+_FIELDS = ("use_inductor_graph_partition",)
 """Fields that only their default leaves without effect."""
 
 

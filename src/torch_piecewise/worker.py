@@ -6,14 +6,23 @@ parent and reads its own standard input.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import struct
 import subprocess
 import sys
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol
 
 _LENGTH = struct.Struct("<Q")
+
+
+class Task(Protocol):
+    """What a worker is sent."""
+
+    def run(self) -> tuple[Any, float]:
+        """Do it; a result that can be pickled, or the exception it ended with, and the seconds it took."""
+        ...
 
 
 class WorkerError(Exception):
@@ -21,9 +30,13 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A child interpreter that compiles one task at a time. A context manager: leaving it ends the child."""
+    """A child interpreter that runs one task at a time, and prepares itself from the moment it is made.
 
-    def __enter__(self) -> Self:
+    Args:
+        preparation: what it runs first, pickled (see :class:`Task`); its outcome is dropped.
+    """
+
+    def __init__(self, preparation: bytes) -> None:
         # -c instead of -m: a module run by name would be imported a second time under its own name.
         program = "from torch_piecewise.worker import main; main()"
         self._process = subprocess.Popen(
@@ -32,30 +45,60 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        return self
+        self._ready = False
+        with contextlib.suppress(OSError):  # a child that died at once is found by whoever waits for it
+            self._send(preparation)
 
-    def __exit__(self, *_exception: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+    def wait_until_ready(self) -> None:
+        """Return when the preparation is done.
 
-    def compile(self, task: bytes) -> tuple[Any, float]:
-        """Compile one pickled task; the artifact or the exception it ended with, and its seconds.
+        Raises:
+            WorkerError: the child ended.
+        """
+        if not self._ready:
+            self._receive()
+            self._ready = True
+
+    def run(self, task: bytes) -> tuple[Any, float]:
+        """Run one pickled task; what it returned or the exception it ended with, and its seconds.
 
         Raises:
             WorkerError: the child ended, or what it sent cannot be read.
         """
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
+        self.wait_until_ready()
         try:
-            write_message(process.stdin, task)
-            answer: tuple[Any, float] = pickle.loads(read_message(process.stdout))
+            self._send(task)
+        except OSError as error:
+            raise self._failure(error) from error
+        return self._receive()
+
+    def is_alive(self) -> bool:
+        """Whether the child still runs."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the child, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # what was never sent cannot be flushed either
+                    stream.close()
+
+    def _send(self, payload: bytes) -> None:
+        assert self._process.stdin is not None
+        write_message(self._process.stdin, payload)
+
+    def _receive(self) -> tuple[Any, float]:
+        assert self._process.stdout is not None
+        try:
+            answer: tuple[Any, float] = pickle.loads(read_message(self._process.stdout))
         except Exception as error:
-            raise WorkerError(f"exit status {process.poll()}: {error!r}") from error
+            raise self._failure(error) from error
         return answer
+
+    def _failure(self, error: Exception) -> WorkerError:
+        return WorkerError(f"exit status {self._process.poll()}: {error!r}")
 
 
 def write_message(stream: IO[bytes], payload: bytes) -> None:
@@ -82,7 +125,7 @@ def read_message(stream: IO[bytes]) -> bytes:
 
 
 def main() -> None:
-    """The child: compile what comes in until the parent is gone."""
+    """The child: run what comes in until the parent is gone."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what compilers print must not meet the answers
     while True:
@@ -95,9 +138,7 @@ def main() -> None:
 
 def _answer(payload: bytes) -> bytes:
     try:
-        task = pickle.loads(payload)
-        task.options.ambient.apply_to_process()
-        outcome = task.run()
-        return pickle.dumps(outcome)
-    except Exception as error:  # noqa: BLE001 - told to the parent, which compiles it itself
+        task: Task = pickle.loads(payload)
+        return pickle.dumps(task.run())
+    except Exception as error:  # noqa: BLE001 - told to the parent, which does the task itself
         return pickle.dumps((RuntimeError(repr(error)), 0.0))

@@ -722,10 +722,12 @@ def test_clear_gives_everything_back():
 
 
 def test_something_must_tell_the_size_of_a_call():
+    runner = StaticGraphRunner(
+        lambda size: lambda x: x, CUDAGraphDispatcher(PIECEWISE), GraphRecorder(), {0: DynamicInput(())}
+    )
     with pytest.raises(ConfigError, match="tells the size"):
-        StaticGraphRunner(
-            lambda size: lambda x: x, CUDAGraphDispatcher(PIECEWISE), GraphRecorder(), {0: DynamicInput(())}
-        )
+        runner(torch.ones(1))
+    assert runner.serve(1, (torch.ones(1),)).tolist() == [1]
 
 
 def test_the_number_of_warmup_calls_is_not_negative():

@@ -388,3 +388,26 @@ def test_a_number_that_the_model_itself_changes_is_never_stale() -> None:
         x = torch.randn(3)
         assert_same(compiled(x), model(x))
         assert compiled.calls == model.calls
+
+
+class SaysItEqualsAll(torch.nn.Linear):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = torch.nn.Linear.__hash__
+
+
+def test_a_replaced_submodule_that_says_it_equals_all_others_is_noticed() -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = SaysItEqualsAll(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    model = tp.compile(Wrapper().eval(), backend="eager")
+    x = torch.randn(3, 4)
+    assert torch.equal(model(x), torch.nn.functional.linear(x, model.inner.weight, model.inner.bias))
+    model.inner = SaysItEqualsAll(4, 4)
+    assert torch.equal(model(x), torch.nn.functional.linear(x, model.inner.weight, model.inner.bias))

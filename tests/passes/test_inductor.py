@@ -16,7 +16,7 @@ from torch_piecewise.passes.defunctionalize import Defunctionalize
 from torch_piecewise.passes.manager import PassManager
 from torch_piecewise.passes.noop_elimination import NoopElimination
 from torch_piecewise.ranges import Range
-from torch_piecewise.torch_private.inductor_pass import POST_GRAD_HOOK
+from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
 
 from .graphs import ops
 

@@ -21,7 +21,8 @@ from torch_piecewise.passes.function import FunctionPass
 from torch_piecewise.passes.manager import EVERY_SIZE, PassManager
 from torch_piecewise.passes.noop_elimination import NoopElimination
 from torch_piecewise.ranges import Range
-from torch_piecewise.torch_private.inductor_pass import POST_GRAD_HOOK, InductorGraphPass
+from torch_piecewise.torch_private.inductor_pass import InductorGraphPass
+from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
 
 from .graphs import lines, text_of
 

@@ -50,9 +50,9 @@ class Place:
         assert done.returncode == 0, done.stderr[-3000:]
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
-    def edit(self, old: str, new: str) -> None:
-        """Change the model's source."""
-        file = self.model / "stack.py"
+    def edit(self, old: str, new: str, name: str = "stack.py") -> None:
+        """Change the model's source, or another file beside it."""
+        file = self.model / name
         text = file.read_text()
         assert old in text
         file.write_text(text.replace(old, new))

@@ -72,6 +72,32 @@ def test_edited_code_is_a_miss_that_names_it(copy: Place, old: str, new: str, na
     assert_miss(copy.start(), named)
 
 
+REWRITE = """
+import torch
+
+SEEN = torch.ops.aten.tanh.default
+
+def looks(graph):
+    return len(graph.find_nodes(op="call_function", target=SEEN))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("return len(", "return 1 + len("), ("aten.tanh.default", "aten.mm.default")],
+    ids=["body", "what it names"],
+)
+def test_an_edited_pass_is_a_miss_that_names_the_pass(copy: Place, old: str, new: str) -> None:
+    settings = ("inductor_passes={'looks': 'rewrites.looks'}", "compile_sizes=[]")
+    (copy.model / "rewrites.py").write_text(REWRITE)
+    assert_miss(copy.start(*settings), "passes.1:looks: (none) -> ")
+    warm = copy.start(*settings)
+    assert_warm(warm)
+    assert warm["heavy"] == []
+    copy.edit(old, new, "rewrites.py")
+    assert_miss(copy.start(*settings), "passes.1:looks: ")
+
+
 @pytest.mark.parametrize(
     ("settings", "env", "named"),
     [

@@ -7,7 +7,7 @@ what works; what an artifact needs is kept with it and compared when it is loade
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,7 @@ import torch
 
 from torch_piecewise.cache_key.base import Ingredient
 from torch_piecewise.cache_key.explain import Absent, Difference
-
-# What compilers emit by themselves for -march=native, as the kernel spells it. Flags of the kernel, of power
-# saving or of virtualisation differ between hosts that run the same code.
-_PREFIXES = ("sse", "ssse", "avx", "amx", "fma", "bmi", "sve", "asimd")
-_WORDS = """
-    pni f16c popcnt lzcnt abm movbe cx16 xop tbm gfni aes vaes pclmulqdq vpclmulqdq sha_ni adx rdrand rdseed
-    fp fphp neon vfpv4 atomics bf16 i8mm lrcpc fcma jscvt sme sme2
-"""
-_NAMES = frozenset(_WORDS.split())
-
-_LEVELS = ("DEFAULT", "AVX2", "AVX512")
-"""Capabilities of ATen of which each includes those before it."""
+from torch_piecewise.runtime_host import CPUINFO, capability_includes, cpu_flags
 
 
 @dataclass(frozen=True)
@@ -70,39 +59,22 @@ class CpuRequirement:
         unmet = []
         if self.architecture != host.architecture:
             unmet.append(Difference("cpu.architecture", host.architecture, self.architecture))
-        if not _includes(host.capability, self.capability):
+        if not capability_includes(host.capability, self.capability):
             unmet.append(Difference("cpu.capability", host.capability, self.capability))
         # A host that does not say what it has is given the benefit of the doubt only if nothing is asked.
         unmet += [Difference(f"cpu.flags.{flag}", Absent(), True) for flag in sorted(self.flags - host.flags)]
         return tuple(unmet)
 
 
-def host_cpu(*, cpuinfo: Path = Path("/proc/cpuinfo")) -> CpuRequirement:
+def host_cpu(*, cpuinfo: Path = CPUINFO) -> CpuRequirement:
     """What this host has, as this process may use it.
 
     Args:
         cpuinfo: the kernel's list of flags; a file that is not there gives none.
     """
-    try:
-        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    words = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
-    return CpuRequirement(
-        platform.machine(), torch.backends.cpu.get_cpu_capability(), _of_compilers(words.split())
-    )
+    return CpuRequirement(platform.machine(), torch.backends.cpu.get_cpu_capability(), cpu_flags(cpuinfo))
 
 
 def architecture_ingredient(host: CpuRequirement) -> Ingredient:
     """The part of a CPU that *is* in the digest: code for another architecture never runs."""
     return Ingredient("cpu", (Ingredient("architecture", host.architecture),))
-
-
-def _of_compilers(words: Iterable[str]) -> frozenset[str]:
-    return frozenset(word for word in words if word.startswith(_PREFIXES) or word in _NAMES)
-
-
-def _includes(host: str, needed: str) -> bool:
-    if host in _LEVELS and needed in _LEVELS:
-        return _LEVELS.index(host) >= _LEVELS.index(needed)
-    return host == needed

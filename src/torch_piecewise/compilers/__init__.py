@@ -12,6 +12,7 @@ from torch_piecewise.errors import ConfigError
 __all__ = ["CompileOptions", "Compiler", "make_compiler"]
 
 _BUILT_IN = {
+    "aot_inductor": "torch_piecewise.compilers.aot_inductor.AOTInductorCompiler",
     "eager": "torch_piecewise.compilers.eager.EagerCompiler",
     "inductor": "torch_piecewise.compilers.inductor.InductorCompiler",
     "inductor_memory": "torch_piecewise.compilers.inductor_memory.InductorMemoryCompiler",
@@ -22,8 +23,8 @@ def make_compiler(backend: str | Compiler | type[Any]) -> Compiler:
     """The compiler that ``backend`` names.
 
     Args:
-        backend: ``"inductor"``, ``"inductor_memory"``, ``"eager"``, the dotted name of a class that meets the
-            :class:`Compiler` protocol, such a class, or an instance of one.
+        backend: ``"inductor"``, ``"inductor_memory"``, ``"aot_inductor"``, ``"eager"``, the dotted
+            name of a class that meets the :class:`Compiler` protocol, such a class, or an instance of one.
 
     Raises:
         ConfigError: the name resolves to nothing, or to something that is no compiler.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +11,8 @@ import torch
 
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.call_checks import autocast_state
+from torch_piecewise.passes.context import pass_context
+from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 
@@ -49,6 +52,8 @@ class Ambient:
     def apply_to_process(self) -> None:
         """Set this whole process so; for processes that do nothing but compile."""
         torch.set_grad_enabled(self.grad_enabled)
+        for device in ("cpu", "cuda"):
+            torch.set_autocast_enabled(device, enabled=False)
         for device, dtype in self.autocast:
             torch.set_autocast_enabled(device, enabled=True)
             torch.set_autocast_dtype(device, dtype)
@@ -64,11 +69,18 @@ class CompileOptions:
 
     Attributes:
         inductor_config: patches for Inductor's configuration; other compilers ignore it.
+        passes: graph passes to run on the piece, within ``pass_context`` of its range, which is entered
+            already; None for none. Given only to a compiler that says ``runs_passes``.
         ambient: torch's settings, which are in force while the compiler runs.
     """
 
     inductor_config: Mapping[str, Any] = field(default_factory=dict)
+    passes: PassPlan | None = None
     ambient: Ambient = field(default_factory=Ambient.now)
+
+    def context(self, range: Range) -> AbstractContextManager[object]:
+        """What is in force around a compile for ``range``: the pass context."""
+        return pass_context(range)
 
 
 @runtime_checkable

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from torch_piecewise.ranges import Range
 
 # What compiles is imported where it is used: loading a kept artifact needs neither Inductor nor Dynamo.
 
+_WRAPPER, _KERNELS = "wrapper.py", "kernels/"
+"""The files of an unpacked artifact: the code Inductor wrote, C++ included, and what was built of that."""
+
 
 class InductorCompiler:
     """Fast to compile; the artifact holds generated source and, on the CPU, the built kernels.
@@ -31,28 +36,51 @@ class InductorCompiler:
     name = "inductor"
     can_compile_in_worker = True
     keeps_artifacts = True
+    runs_passes = True
 
     def fingerprint(self) -> str:
         return f"inductor torch={torch.__version__} git={torch.version.git_version}"
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
         from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
+        from torch_piecewise.compilers.inductor_passes import Patches
         from torch_piecewise.torch_private.generated_code import generated_code
-        from torch_piecewise.torch_private.inductor import inductor_standalone
+        from torch_piecewise.torch_private.inductor import inductor_in_memory, inductor_standalone
+        from torch_piecewise.torch_private.toolchain import with_known_cpu
 
+        patches = Patches.of(options)
+        compile_it = inductor_standalone if patches.keepable else inductor_in_memory
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
-        whole = inductor_standalone(
-            piece.graph, fakes, patches=dict(options.inductor_config), cache_tag=cache_tag(range)
+        whole = compile_it(
+            piece.graph, fakes, patches=with_known_cpu(patches.settings), cache_tag=cache_tag(range)
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         if not isinstance(whole, bytes):
-            return LiveArtifact(self.name, piece.name, range, guards=guards, runnable=whole)
+            return LiveArtifact(
+                self.name, piece.name, range, guards=guards, runnable=whole, meta=patches.meta()
+            )
         code = generated_code(whole)
         payload = pickle.dumps({"whole": whole, "source": code.source if code is not None else None})
         return Artifact(
-            self.name, piece.name, range, payload, guards, dict(code.kernels) if code is not None else {}
+            self.name,
+            piece.name,
+            range,
+            payload,
+            guards,
+            dict(code.kernels) if code is not None else {},
+            patches.meta(),
         )
+
+    def warm_up(self, options: CompileOptions, devices: frozenset[str]) -> None:
+        """Load Inductor; begin to build what all kernels for the CPU share, which takes seconds."""
+        from torch_piecewise.torch_private import inductor  # noqa: F401 - loading it is the point
+        from torch_piecewise.torch_private.toolchain import build_shared_header, with_known_cpu
+
+        if "cpu" in devices:
+            # Beside the first tasks: those wait for it only when they have a kernel to build.
+            arguments = (with_known_cpu(options.inductor_config),)
+            threading.Thread(target=build_shared_header, args=arguments, daemon=True).start()
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
         if isinstance(artifact, LiveArtifact):
@@ -71,7 +99,43 @@ class InductorCompiler:
         from torch_piecewise.torch_private.generated_code import load_generated_code
 
         with tempfile.TemporaryDirectory(prefix="torch-piecewise-") as folder:
-            return load_generated_code(payload["source"], _on_disk(artifact.files, Path(folder)))
+            kernels = _on_disk(artifact.files, Path(folder))
+            return load_generated_code(payload["source"], kernels, build=payload.get("unpacked", False))
+
+    def unpack(self, artifact: Artifact) -> dict[str, bytes]:
+        """The artifact as files that can be read and edited: the generated wrapper and its built kernels.
+
+        Raises:
+            CompilerError: only torch can load it, in its own binary form.
+        """
+        source = self.readable(artifact)
+        if not source:
+            raise CompilerError(
+                "This artifact holds torch's own binary, which has no unpacked format",
+                expected="a CPU piece without constants, gradients or inputs to update after the call",
+                got=f"piece {artifact.fingerprint}",
+                hint="save it with format='binary'; debug_dump_path shows what Inductor generated",
+            )
+        kernels = {f"{_KERNELS}{name}.so": content for name, content in artifact.files.items()}
+        built = {name: c if isinstance(c, bytes) else c.read_bytes() for name, c in kernels.items()}
+        return {_WRAPPER: source.encode(), **built}
+
+    def pack(self, artifact: Artifact, files: Mapping[str, bytes]) -> Artifact:
+        """What :meth:`unpack` gave, edited perhaps; a kernel whose C++ was edited is built on loading."""
+        payload = {"whole": None, "source": files[_WRAPPER].decode(), "unpacked": True}
+        kernels = {
+            name.removeprefix(_KERNELS).removesuffix(".so"): content
+            for name, content in files.items()
+            if name.startswith(_KERNELS)
+        }
+        return replace(artifact, payload=pickle.dumps(payload), files=kernels)
+
+    def readable(self, artifact: Artifact) -> str:
+        """The generated wrapper with its kernels' sources; empty where the artifact holds torch's binary."""
+        if not artifact.payload:
+            return ""
+        source = pickle.loads(artifact.payload)["source"]
+        return source if isinstance(source, str) else ""
 
 
 def _on_disk(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:

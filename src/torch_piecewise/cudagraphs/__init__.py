@@ -26,10 +26,10 @@ from torch_piecewise.cudagraphs.extents import Extent as Extent
 from torch_piecewise.cudagraphs.graph_events import CaptureRefused as CaptureRefused
 from torch_piecewise.cudagraphs.graph_events import SizeCaptured as SizeCaptured
 from torch_piecewise.cudagraphs.graph_events import SizeEvicted as SizeEvicted
+from torch_piecewise.cudagraphs.lines import straight_line as straight_line
 from torch_piecewise.cudagraphs.outputs import OutputPolicy as OutputPolicy
 from torch_piecewise.cudagraphs.plan import ReplayPlan as ReplayPlan
 from torch_piecewise.cudagraphs.runner import StaticGraphRunner as StaticGraphRunner
-from torch_piecewise.cudagraphs.runner import straight_line as straight_line
 from torch_piecewise.cudagraphs.runner_options import CaptureWhen as CaptureWhen
 from torch_piecewise.cudagraphs.runner_options import RunnerOptions as RunnerOptions
 from torch_piecewise.cudagraphs.table import ReplayTable as ReplayTable

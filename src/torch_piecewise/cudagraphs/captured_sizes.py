@@ -25,11 +25,14 @@ from torch_piecewise.cudagraphs.outputs import OutputPolicy, StaticOutputs
 from torch_piecewise.cudagraphs.plan import ReplayPlan
 from torch_piecewise.cudagraphs.runner_options import RunnerOptions
 from torch_piecewise.cudagraphs.table import ReplayTable
+from torch_piecewise.errors import GuardError, StaticGraphError
 from torch_piecewise.events import Bus
 
 _log = logging.getLogger(__name__)
 
 Line = Callable[..., Any]
+
+NO_BUDGET = "no budget left"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class CapturedSizes:
         line_for: the callable that serves calls of a size.
         backend: where graphs live.
         dynamic: dynamic inputs by position.
+        numbers: numbers among the inputs that follow the size, by position.
         extents: dims and numbers of outputs that follow the size.
         options: how to capture.
         bus: told of captures, evictions and refusals.
@@ -77,6 +81,7 @@ class CapturedSizes:
         line_for: Callable[[int], Line],
         backend: StaticGraphBackend,
         dynamic: Mapping[int, DynamicInput],
+        numbers: Mapping[int, Extent],
         extents: Mapping[int, Sequence[Extent]],
         options: RunnerOptions,
         bus: Bus,
@@ -84,6 +89,7 @@ class CapturedSizes:
         self._line_for = line_for
         self._backend = backend
         self._dynamic = dynamic
+        self._numbers = numbers
         self._extents = extents
         self._options = options
         self._bus = bus
@@ -92,7 +98,7 @@ class CapturedSizes:
         self._memory = InputMemory()
         self._ledger: Ledger[Dispatch] = Ledger(options.budget)
         self._captured: dict[Dispatch, CapturedSize] = {}
-        self._given_up: set[Dispatch] = set()
+        self._given_up: dict[Dispatch, str] = {}
         self._largest = 1
         self._table = ReplayTable()
 
@@ -115,9 +121,11 @@ class CapturedSizes:
             self._count(captured)
         return self._table
 
-    def may_capture(self, key: Dispatch) -> bool:
-        """Whether the budget allows to try."""
-        return key not in self._given_up and self._ledger.has_time()
+    def why_not(self, key: Dispatch) -> str:
+        """Why ``key`` is not to be captured; empty where it may be tried."""
+        if key in self._given_up:
+            return self._given_up[key]
+        return "" if self._ledger.has_time() else NO_BUDGET
 
     def expect_size(self, size: int) -> None:
         """Make input buffers large enough for calls of ``size`` when they are next made."""
@@ -125,7 +133,7 @@ class CapturedSizes:
 
     def template(self, args: Sequence[Any]) -> CallTemplate:
         """Everything about these arguments except size and dynamic values."""
-        return CallTemplate(args, self._dynamic)
+        return CallTemplate(args, self._dynamic, self._numbers)
 
     def run_padded(self, key: Dispatch, args: Sequence[Any], size: int) -> Value:
         """Serve a call without capturing it, by the code and on the memory that are to be captured."""
@@ -153,11 +161,25 @@ class CapturedSizes:
         self, key: Dispatch, template: CallTemplate, *, collect: bool, may_evict: bool
     ) -> None:
         """Capture without a call, on inputs that are all padding."""
-        self._given_up.discard(key)
+        self._given_up.pop(key, None)
         if not self._ledger.has_time() or not (may_evict or self._ledger.has_room()):
-            self._refuse(key, "no budget left")
+            self._refuse(key, NO_BUDGET)
+            return
+        if template.refusal:
+            self.give_up(key, template.refusal)
             return
         self.refuse_if_held()
+        try:
+            self._warm_up_and_capture(key, template, collect=collect)
+        except GuardError as error:
+            self.give_up(key, f"the model does not take size {key.descriptor.num_tokens}: {error.got}")
+            return
+        except StaticGraphError as error:
+            self.give_up(key, error.what)
+            raise
+        self._settle(key, may_evict=may_evict)
+
+    def _warm_up_and_capture(self, key: Dispatch, template: CallTemplate, *, collect: bool) -> None:
         inputs = self._fixed_inputs(key, template)
         line = self._line_for(key.descriptor.num_tokens)
         with torch.no_grad():
@@ -166,7 +188,6 @@ class CapturedSizes:
                 line(*inputs.args)
             inputs.fill_with_padding()
         self._capture(key, inputs, collect=collect)
-        self._settle(key, may_evict=may_evict)
 
     def refuse_if_held(self) -> None:
         """Check that nobody holds results; those of one size may lie in buffers that all sizes share.
@@ -178,9 +199,20 @@ class CapturedSizes:
             for captured in self._captured.values():
                 captured.outputs.refuse_if_held()
 
+    def drop_all(self) -> None:
+        """Give up every graph; what is called again may be captured again."""
+        for key in tuple(self._captured):
+            self._drop(key)
+
+    def give_up(self, key: Dispatch, reason: str) -> None:
+        """Do not capture ``key`` any more until the next warm-up."""
+        self._given_up[key] = reason
+        self._bus.emit(CaptureRefused(mode=key.mode, descriptor=key.descriptor, reason=reason))
+        _log.info("%s %s stays without static graphs: %s", key.mode, key.descriptor, reason)
+
     def clear(self) -> None:
         """Give up everything."""
-        self._drop_all()
+        self.drop_all()
         self._memory = InputMemory()
         self._given_up.clear()
 
@@ -193,8 +225,9 @@ class CapturedSizes:
         self.expect_size(size)
         if self._memory.reserve(template, self._largest):
             _log.info("an input outgrew its buffer; what was captured on the old one is given up")
-            self._drop_all()
-        return FixedInputs(template, self._memory, size, check_addresses=self._check)
+            self.drop_all()
+        always = self._options.always_check
+        return FixedInputs(template, self._memory, size, check_addresses=self._check, always_check=always)
 
     def _capture(self, key: Dispatch, inputs: FixedInputs, *, collect: bool) -> CapturedSize:
         line = self._line_for(key.descriptor.num_tokens)
@@ -250,10 +283,9 @@ class CapturedSizes:
             self._refuse(key, "it takes more memory than the budget has left")
 
     def _refuse(self, key: Dispatch, reason: str) -> None:
-        self._given_up.add(key)
         self._ledger.refuse()
-        self._bus.emit(CaptureRefused(mode=key.mode, descriptor=key.descriptor, reason=reason))
-        _log.info("%s %s stays without static graphs: %s", key.mode, key.descriptor, reason)
+        self.give_up(key, reason)
+        self._given_up[key] = NO_BUDGET
 
     def _drop(self, key: Dispatch, *, evicted: bool = False) -> int:
         before = self._backend.memory_in_use()
@@ -269,7 +301,3 @@ class CapturedSizes:
         for size, count in captured.replays.items():
             self._table.count(size, captured.key.descriptor.num_tokens, captured.key.mode, times=count)
         captured.replays.clear()
-
-    def _drop_all(self) -> None:
-        for key in tuple(self._captured):
-            self._drop(key)

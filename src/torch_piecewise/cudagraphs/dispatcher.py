@@ -69,6 +69,11 @@ class CUDAGraphDispatcher:
         for size in sizes:
             self.add_size(size)
 
+    @property
+    def policy(self) -> CUDAGraphMode:
+        """The mode it was made for."""
+        return self._mode
+
     def add_size(self, size: int) -> None:
         """Register what the policy captures for ``size``.
 

@@ -18,7 +18,7 @@ from torch_piecewise.cudagraphs.copy_inputs import (
     inner_dims_first,
     plain_tensors,
 )
-from torch_piecewise.cudagraphs.extents import DynamicInput
+from torch_piecewise.cudagraphs.extents import DynamicInput, Extent
 from torch_piecewise.errors import ConfigError
 
 
@@ -45,14 +45,28 @@ class CallTemplate:
     Args:
         args: arguments of some call, of any size.
         dynamic: the inputs that change from call to call, by position; all others stay.
+        numbers: numbers among the inputs that follow the size of the call, by position.
+
+    Attributes:
+        refusal: why nothing can be captured for such arguments; empty where it can.
 
     Raises:
         ConfigError: a dynamic input is no tensor, or lacks a dim it was declared with.
     """
 
-    def __init__(self, args: Sequence[Any], dynamic: Mapping[int, DynamicInput]) -> None:
+    def __init__(
+        self,
+        args: Sequence[Any],
+        dynamic: Mapping[int, DynamicInput],
+        numbers: Mapping[int, Extent] | None = None,
+    ) -> None:
+        self.numbers = numbers or {}
         self.changing = [_changing(args, at, declared) for at, declared in sorted(dynamic.items())]
-        self.lasting = [(at, value) for at, value in enumerate(args) if at not in dynamic]
+        self.lasting = [
+            (at, value) for at, value in enumerate(args) if at not in dynamic and at not in self.numbers
+        ]
+        gaps = [changing.position for changing in self.changing if _has_gaps(args[changing.position])]
+        self.refusal = f"input {gaps[0]} has gaps in memory" if gaps else ""
 
 
 class InputMemory:
@@ -83,21 +97,29 @@ class FixedInputs:
     """
 
     def __init__(
-        self, template: CallTemplate, memory: InputMemory, size: int, *, check_addresses: bool
+        self,
+        template: CallTemplate,
+        memory: InputMemory,
+        size: int,
+        *,
+        check_addresses: bool,
+        always_check: frozenset[int] = frozenset(),
     ) -> None:
         self._lasting = template.lasting
         self._pick = _picker([at for at, _ in template.lasting])
         self._lasting_values = tuple(value for _, value in template.lasting)
-        self._addresses = (
-            [(at, TensorPlace.of(value)) for at, value in template.lasting if isinstance(value, torch.Tensor)]
-            if check_addresses
-            else []
-        )
+        self._addresses = [
+            (at, TensorPlace.of(value))
+            for at, value in template.lasting
+            if isinstance(value, torch.Tensor) and (check_addresses or at in always_check)
+        ]
         self._inputs = [(changing, memory.place(changing, size)) for changing in template.changing]
         self._bound: dict[int, BoundInputs] = {}
-        args: list[Any] = [None] * (len(self._lasting) + len(self._inputs))
+        args: list[Any] = [None] * (len(self._lasting) + len(self._inputs) + len(template.numbers))
         for at, value in self._lasting:
             args[at] = value
+        for at, extent in template.numbers.items():
+            args[at] = extent.of(size)
         for changing, place in self._inputs:
             args[changing.position] = place
         self.args = tuple(args)
@@ -120,6 +142,16 @@ class FixedInputs:
             if TensorPlace.of(args[at]) != place:
                 return f"input {at} has moved"
         return ""
+
+    def moved(self, args: Sequence[Any]) -> bool:
+        """Whether refused arguments hold a tensor in other memory than the captured one."""
+        captured = dict(self._addresses)
+        return len(args) == len(self.args) and any(
+            isinstance(value, torch.Tensor)
+            and isinstance(args[at], torch.Tensor)
+            and TensorPlace.of(args[at]) != (captured.get(at) or TensorPlace.of(value))
+            for at, value in self._lasting
+        )
 
     def bound(self, size: int) -> BoundInputs:
         """Where the dynamic inputs of calls of ``size`` go."""
@@ -216,6 +248,14 @@ def _changing(args: Sequence[Any], position: int, declared: DynamicInput) -> _Ch
             )
     like = torch.empty(0, dtype=value.dtype, device=value.device)
     return _Changing(position, declared, tuple(value.shape), tuple(inner_dims_first(value)), like)
+
+
+def _has_gaps(value: torch.Tensor) -> bool:
+    if value.is_contiguous():
+        return False
+    dense = dense_stride(inner_dims_first(value), value.shape)
+    steps = zip(value.shape, value.stride(), dense, strict=True)
+    return any(size > 1 and step != close for size, step, close in steps)
 
 
 def _is_same(given: Value, captured: Value) -> bool:

@@ -25,6 +25,10 @@ class SizeCaptured(Event):
     seconds: float
     memory: int
 
+    def counts(self) -> tuple[tuple[str, int], ...]:
+        """Kinds of batches, and the graphs they take."""
+        return ("sizes_captured", 1), ("static_graphs", self.graphs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SizeEvicted(Event):
@@ -38,6 +42,10 @@ class SizeEvicted(Event):
     descriptor: BatchDescriptor
     freed: int
 
+    def counts(self) -> tuple[tuple[str, int], ...]:
+        """Kinds of batches."""
+        return (("sizes_evicted", 1),)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureRefused(Event):
@@ -46,3 +54,7 @@ class CaptureRefused(Event):
     mode: CUDAGraphMode
     descriptor: BatchDescriptor
     reason: str
+
+    def counts(self) -> tuple[tuple[str, int], ...]:
+        """Kinds of batches."""
+        return (("captures_refused", 1),)

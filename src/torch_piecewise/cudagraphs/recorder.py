@@ -19,6 +19,7 @@ Python part does run again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -180,7 +181,7 @@ class _RecordMode(OperatorMode):  # type: ignore[no-untyped-call]
         with self.suspended():
             # Nobody knows what compiled code writes.
             self._remember([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
-            return self._note(fn, args, kwargs, fn(*args, **kwargs), True)
+            return self._note(_as_now(fn), args, kwargs, fn(*args, **kwargs), True)
 
     def undo(self) -> None:
         """Make it so that nothing was carried out: inputs as they were, results garbage."""
@@ -288,6 +289,20 @@ class GraphRecorder:
 
     def _count_replay(self) -> None:
         self.replays += 1
+
+
+def _as_now(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn`` under the autocast of now: the Python part of compiled code runs again in a replay."""
+    if not torch.is_autocast_enabled("cpu"):
+        return fn
+    dtype = torch.get_autocast_dtype("cpu")
+
+    @functools.wraps(fn)
+    def run(*args: Value, **kwargs: Value) -> Value:
+        with torch.autocast("cpu", dtype):
+            return fn(*args, **kwargs)
+
+    return run
 
 
 def _name(fn: Value) -> str:

@@ -11,10 +11,11 @@ This is the seam between the compile engine and static graphs. The engine hands 
       eager   cut_step(body)          cuts: eager under PIECEWISE, captured under FULL
       eager   runs_eagerly(body)      eager under both
 
-  :func:`straight_line` makes one of a list of steps that feed each other.
+  :func:`~torch_piecewise.cudagraphs.lines.straight_line` makes one of a list of steps that feed each other.
 * ``inputs``: the positions of the inputs that change from call to call, each with the dims that follow the
   size, what to pad with, and whether the model writes to it. Every other input (weights, caches, numbers,
   None) is part of what is captured: a call that brings another one runs without graphs.
+* ``numbers``: the positions of numbers among the inputs that follow the size.
 * ``outputs``: for the positions of the outputs that follow the size, in the flattened result: which dims.
   A number among the outputs must be there too: with an extent (its dim does not matter) where it follows
   the size, with none where it is always the same.
@@ -25,42 +26,48 @@ not depend on each other, and pad values must be harmless (a KV-cache slot of -1
 ``line_for(n)`` as it is: sizes that nothing was captured for, calls that want gradients, inputs that are
 not the captured ones, calls from inside a call, other devices. The table says how often, and why.
 
+A tensor that is not dynamic and comes in other memory than the captured one (a weight that was replaced or
+moved, a cache allocated anew) makes everything captured stale: it is given up and captured again, where the
+options let calls capture. Where that happens again and again nothing is captured any more.
+
 Threads: calls that replay take turns; calls that do not run side by side.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
-from torch_piecewise.cudagraphs.breakable import capture_in_progress, cut_step, opaque_call
+from torch_piecewise.cudagraphs.breakable import capture_in_progress
 from torch_piecewise.cudagraphs.budget import BudgetReport
 from torch_piecewise.cudagraphs.captured_sizes import CapturedSizes, Line
-from torch_piecewise.cudagraphs.context import current_forward_context, in_capture_phase
+from torch_piecewise.cudagraphs.context import in_capture_phase
+from torch_piecewise.cudagraphs.decisions import Decisions, Refusal
 from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
 from torch_piecewise.cudagraphs.dispatcher import CUDAGraphDispatcher, Dispatch
 from torch_piecewise.cudagraphs.extents import DynamicInput, Extent
 from torch_piecewise.cudagraphs.fixed_inputs import CallTemplate
 from torch_piecewise.cudagraphs.runner_options import CaptureWhen, RunnerOptions
 from torch_piecewise.cudagraphs.table import ReplayTable
-from torch_piecewise.errors import ConfigError, StaticGraphError
+from torch_piecewise.errors import ConfigError, GuardError, StaticGraphError
 from torch_piecewise.events import Bus
+
+_log = logging.getLogger(__name__)
 
 Example = Sequence[Any] | Callable[[int], Sequence[Any]]
 Progress = Callable[[int, int, BatchDescriptor], object]
 
+MOST_RECAPTURES = 8
+"""How often captures may be given up because memory changed, before there are no more of them."""
 
-@dataclass(frozen=True)
-class _Refusal:
-    """Why no graph serves a call."""
 
-    why: str
+_UNSTABLE = Refusal("its memory changes from call to call")
 
 
 class StaticGraphRunner:
@@ -72,6 +79,7 @@ class StaticGraphRunner:
         backend: where graphs live. One for all runners whose calls follow one another.
         inputs: dynamic inputs by position, at least one.
         outputs: dims and numbers of outputs that follow the size, by position in the flattened result.
+        numbers: numbers among the inputs that follow the size, by position.
         size_at: input position and extent that tell the size of a call; None for the first extent of the
             first dynamic input that has one.
         uniform_when: whether a call, given its arguments, is a uniform decode batch. None: none is, unless a
@@ -79,8 +87,6 @@ class StaticGraphRunner:
         options: None for the defaults.
         bus: told of captures, evictions and refusals.
 
-    Raises:
-        ConfigError: no input tells the size of a call.
     """
 
     def __init__(
@@ -91,44 +97,62 @@ class StaticGraphRunner:
         inputs: Mapping[int, DynamicInput],
         outputs: Mapping[int, Sequence[Extent]] | None = None,
         *,
+        numbers: Mapping[int, Extent] | None = None,
         size_at: tuple[int, Extent] | None = None,
         uniform_when: Callable[[Sequence[Any]], bool] | None = None,
         options: RunnerOptions | None = None,
         bus: Bus | None = None,
     ) -> None:
         self._line_for = line_for
-        self._dispatcher = dispatcher
+        self.dispatcher = self._dispatcher = dispatcher
         self._turn = backend.turn()
         self._options = options or RunnerOptions()
-        self._size_position, self._size_extent = size_at or _first_extent(inputs)
-        self._uniform_when = uniform_when
+        self._size_at = size_at or _first_extent(inputs)
         dynamic = inputs if self._options.copy_inputs else {}
-        self._sizes = CapturedSizes(line_for, backend, dynamic, outputs or {}, self._options, bus or Bus())
+        self._sizes = CapturedSizes(
+            line_for, backend, dynamic, numbers or {}, outputs or {}, self._options, bus or Bus()
+        )
         self._table = self._sizes.table()
-        self._decisions: dict[tuple[int, bool], Dispatch] = {}
+        self._decisions = Decisions(dispatcher, uniform_when, self._options.no_padding)
         self._visits: dict[Dispatch, int] = {}
         self._pending: dict[Dispatch, CallTemplate] = {}
         self._template: CallTemplate | None = None
         self._is_busy = False
+        self._recaptures = 0
 
     def __call__(self, *args: Value) -> Value:
         """Serve one call.
 
         Raises:
+            ConfigError: no input tells the size of a call.
             StaticGraphError: results of the last call are still held under ``OutputPolicy.REFUSE``. Whatever
                 the model raises comes through; the next call is served as if this one had not been.
         """
-        size = self._size_extent.size_from(args[self._size_position].shape[self._size_extent.dim])
+        if self._size_at is None:
+            raise ConfigError(
+                "No input tells the size of a call",
+                expected="a dynamic input with a dim that follows the size",
+                hint="declare one in `inputs`, name it with `size_at`, or call serve(size, args)",
+            )
+        position, extent = self._size_at
+        return self.serve(extent.size_from(args[position].shape[extent.dim]), args)
+
+    def serve(self, size: int, args: Sequence[Any], plain: Line | None = None) -> Value:
+        """Serve a call whose size is known; see :meth:`__call__`.
+
+        Args:
+            plain: what runs without graphs; None for what ``line_for`` gives.
+        """
         if capture_in_progress():
             return self._line_for(size)(*args)
-        key = self._decide(size, args)
-        if not key.mode:
-            return self._run_plain(size, args, "no graph is meant for it")
+        key = self._decisions.of(size, args) if self._recaptures <= MOST_RECAPTURES else _UNSTABLE
+        if isinstance(key, Refusal):
+            return self._run_plain(size, args, key.why, plain)
         if torch.is_grad_enabled() and _wants_gradients(args):
-            return self._run_plain(size, args, "gradients are wanted")
+            return self._run_plain(size, args, "gradients are wanted", plain)
         with self._turn:
             result = self._serve(key, size, args)
-        return self._run_plain(size, args, result.why) if isinstance(result, _Refusal) else result
+        return self._run_plain(size, args, result.why, plain) if isinstance(result, Refusal) else result
 
     def warmup(
         self,
@@ -156,7 +180,7 @@ class StaticGraphRunner:
         with self._turn, self._occupied():
             for size in sorted(wanted or ()):
                 self._dispatcher.add_size(size)
-            self._decisions.clear()
+            self._decisions.forget()
             keys = [
                 key
                 for key in self._dispatcher.capture_order()
@@ -185,9 +209,15 @@ class StaticGraphRunner:
                 captured += key in self._sizes
             return captured
 
+    def memory_changed(self) -> None:
+        """Give up what was captured: a tensor that is not dynamic is in other memory now."""
+        with self._turn:
+            self._forget_memory()
+
     def clear(self) -> None:
         """Give up all graphs and input buffers; counts stay."""
         with self._turn:
+            self._recaptures = 0
             self._sizes.clear()
             self._visits.clear()
             self._pending.clear()
@@ -207,58 +237,79 @@ class StaticGraphRunner:
         """What has graphs now."""
         return self._sizes.keys()
 
-    def _decide(self, size: int, args: Sequence[Any]) -> Dispatch:
-        context = current_forward_context()
-        if context is not None:
-            fits = size <= context.descriptor.num_tokens
-            return Dispatch(context.mode if fits else CUDAGraphMode.NONE, context.descriptor)
-        uniform = self._uniform_when is not None and self._uniform_when(args)
-        decision = self._decisions.get((size, uniform))
-        if decision is None:
-            decision = self._dispatcher.dispatch(BatchDescriptor(size, uniform=uniform))
-            if decision.mode:
-                # Sizes that nothing serves are not kept: there is no end of them.
-                self._decisions[size, uniform] = decision
-        return decision
-
     def _serve(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
         if self._is_busy:
-            return _Refusal("called from inside a call")
+            return Refusal("called from inside a call")
         self._is_busy = True
         try:
             captured = self._sizes.use(key)
-            if captured is None:
-                return self._serve_uncaptured(key, size, args)
-            why = captured.refusal(args, size)
-            if why:
-                return _Refusal(why)
-            self._sizes.refuse_if_held()
-            return captured.serve(args, size)
+            if captured is not None:
+                why = captured.refusal(args, size)
+                if not why:
+                    self._sizes.refuse_if_held()
+                    return captured.serve(args, size)
+                if not self._may_capture_anew or not captured.inputs.moved(args):
+                    return Refusal(why)
+                self._forget_memory()
+            return self._serve_uncaptured(key, size, args)
         finally:
             self._is_busy = False
 
+    @property
+    def _may_capture_anew(self) -> bool:
+        return self._options.copy_inputs and self._options.capture is not CaptureWhen.WARMUP
+
+    def _forget_memory(self) -> None:
+        if self._sizes.keys():
+            self._recaptures += 1
+            if self._recaptures > MOST_RECAPTURES:
+                _log.warning("tensors that are captured change with every call; nothing is captured any more")
+        self._sizes.drop_all()
+        self._pending.clear()
+        self._template = None
+
     def _serve_uncaptured(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
-        if not self._sizes.may_capture(key):
-            return _Refusal("no budget left")
-        captures_now = in_capture_phase() or self._options.capture is CaptureWhen.ON_CALL
-        if not captures_now:
-            self._template = self._template or self._sizes.template(args)
+        why = self._sizes.why_not(key)
+        if why:
+            return Refusal(why)
+        template = self._sizes.template(args)
+        if template.refusal:
+            return Refusal(template.refusal)
+        self._template = template
+        if not in_capture_phase() and self._options.capture is not CaptureWhen.ON_CALL:
             if self._options.capture is CaptureWhen.BETWEEN_CALLS:
-                self._pending[key] = self._sizes.template(args)
-            return _Refusal("not captured")
+                self._pending[key] = template
+            return Refusal("not captured")
         self._make_room_for_the_largest()
         self._sizes.refuse_if_held()
+        try:
+            return self._warm_up_and_capture(key, size, args)
+        except GuardError as error:
+            # The line for the padded size refused, before anything ran.
+            self._sizes.give_up(key, f"the model does not take size {key.descriptor.num_tokens}: {error.got}")
+            return Refusal("the model does not take the padded size")
+
+    def _warm_up_and_capture(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
         while self._visits.get(key, 0) < self._options.warmups:
             self._visits[key] = self._visits.get(key, 0) + 1
             result = self._sizes.run_padded(key, args, size)
             if not in_capture_phase():
                 self._table.count(size, key.descriptor.num_tokens, CUDAGraphMode.NONE, "warming up")
                 return result
-        return self._sizes.capture_call(key, args, size)
+        try:
+            return self._sizes.capture_call(key, args, size)
+        except StaticGraphError as error:
+            self._sizes.give_up(key, error.what)
+            if key.mode is not CUDAGraphMode.FULL:
+                raise  # what came before the refused part has run, cuts among it
+            _log.warning("%s stays without a static graph: %s", key.descriptor, error)
+            return Refusal(error.what)
 
-    def _run_plain(self, size: int, args: Sequence[Any], why: str) -> Value:
+    def _run_plain(self, size: int, args: Sequence[Any], why: str, plain: Line | None) -> Value:
         self._table.count(size, None, CUDAGraphMode.NONE, why)
-        return self._line_for(size)(*args)
+        if self._template is None:
+            self._template = self._sizes.template(args)
+        return (plain or self._line_for(size))(*args)
 
     def _make_room_for_the_largest(self) -> None:
         # Buffers that grow later cost everything that was captured on them.
@@ -285,28 +336,9 @@ class StaticGraphRunner:
             self._is_busy = was_busy
 
 
-def straight_line(steps: Sequence[tuple[Literal["piece", "eager"], Callable[..., Any]]]) -> Line:
-    """A line of steps, each of which takes what the one before returned (a tuple: as several arguments)."""
-    marked = [opaque_call(fn) if kind == "piece" else cut_step(fn) for kind, fn in steps]
-
-    def line(*args: Value) -> Value:
-        value: Value = args
-        for step in marked:
-            value = step(*value) if isinstance(value, tuple) else step(value)
-        return value
-
-    return line
-
-
-def _first_extent(inputs: Mapping[int, DynamicInput]) -> tuple[int, Extent]:
-    for position in sorted(inputs):
-        if inputs[position].extents:
-            return position, inputs[position].extents[0]
-    raise ConfigError(
-        "No input tells the size of a call",
-        expected="a dynamic input with a dim that follows the size",
-        hint="declare one in `inputs`, or name it with `size_at`",
-    )
+def _first_extent(inputs: Mapping[int, DynamicInput]) -> tuple[int, Extent] | None:
+    with_extents = [position for position in sorted(inputs) if inputs[position].extents]
+    return (with_extents[0], inputs[with_extents[0]].extents[0]) if with_extents else None
 
 
 def _wants_gradients(args: Sequence[Any]) -> bool:

@@ -39,6 +39,8 @@ class RunnerOptions:
             not runs without graphs, and so does one that would need padding.
         check_addresses: check on each call that tensors that are not dynamic have not moved, beyond being the
             same objects. None leaves it to the backend: on with the testing recorder, off on a GPU.
+        always_check: positions of inputs that are checked so whatever ``check_addresses`` says.
+        no_padding: why only calls of exactly a captured size may replay; empty where calls are padded.
         budget: limits of memory and time.
 
     Raises:
@@ -50,6 +52,8 @@ class RunnerOptions:
     outputs: OutputPolicy = OutputPolicy.COPY
     copy_inputs: bool = True
     check_addresses: bool | None = None
+    always_check: frozenset[int] = frozenset()
+    no_padding: str = ""
     budget: GraphBudget = field(default_factory=GraphBudget)
 
     def __post_init__(self) -> None:

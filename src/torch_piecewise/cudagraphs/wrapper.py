@@ -187,6 +187,7 @@ class CUDAGraphWrapper:
         plan = capture_plan(
             lambda: self._runnable(*args, **kwargs),
             self._pool,
+            captures_cuts=self._mode is CUDAGraphMode.FULL,
             collect=options.collect_garbage,
             weak_outputs=options.outputs is OutputPolicy.COPY or options.weak_outputs,
         )

@@ -1,4 +1,4 @@
-"""What a graph pass is, and what one run of it leaves behind."""
+"""What a graph pass is; what one run of it leaves behind is a :class:`~torch_piecewise.events.PassRecord`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import fx
 
 from torch_piecewise.errors import FingerprintError
-from torch_piecewise.events import Event
+from torch_piecewise.events import PassRecord as PassRecord
 from torch_piecewise.passes.context import get_pass_context
 from torch_piecewise.passes.identity import Identity, identity_of
 from torch_piecewise.ranges import Range
@@ -83,25 +83,3 @@ class GraphPass(ABC):
             return asked in self.identity().names
         except FingerprintError:
             return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassRecord(Event):
-    """One pass met one graph.
-
-    Attributes:
-        name: the pass's name.
-        range: the sizes the graph serves.
-        ran: False where the pass does not apply to the range; then the rest is 0.
-        matches: places rewritten; None if the pass does not count.
-        seconds: time in the pass alone, dumps and checks not counted.
-        nodes_before, nodes_after: size of the graph.
-    """
-
-    name: str
-    range: Range
-    ran: bool = True
-    matches: int | None = None
-    seconds: float = 0.0
-    nodes_before: int = 0
-    nodes_after: int = 0

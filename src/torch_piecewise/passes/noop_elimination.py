@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torch_piecewise.passes.base import GraphPass
 from torch_piecewise.passes.effects import Aliases, arguments_of, written_inputs
@@ -105,7 +104,7 @@ def _takes_all(shape: Sequence[Any], arguments: dict[str, Any]) -> bool:
     if end is None or (isinstance(end, int) and end >= sys.maxsize):
         return True
     size, last = shape[arguments["dim"]], _value(end)
-    return last is not None and statically_known_true(last >= size)
+    return last is not None and _certain(last >= size)
 
 
 _NOOPS: dict[object, tuple[str, Callable[[Sequence[Any], dict[str, Any]], bool]]] = {
@@ -130,7 +129,7 @@ def _is_tensor(node: fx.Node) -> bool:
 def _is(one: Any, other: Any) -> bool:
     """Whether two sizes are equal for certain."""
     one, other = _value(one), _value(other)
-    return one is not None and other is not None and statically_known_true(one == other)
+    return one is not None and other is not None and _certain(one == other)
 
 
 def _same_layout(one: fx.Node, other: fx.Node) -> bool:
@@ -143,3 +142,10 @@ def _same_layout(one: fx.Node, other: fx.Node) -> bool:
         len(mine) == len(its) and all(map(_is, mine, its))
         for mine, its in ((first.shape, second.shape), (first.stride(), second.stride()))
     )
+
+
+def _certain(condition: Any) -> bool:
+    # Imported for its cost: naming this pass in a key, as a start from the store does, needs no sympy.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(condition))

@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, Shap
 
 from torch_piecewise.convention import TAIL_ARGUMENT
 from torch_piecewise.torch_private.blocks import Blocks, classes_in, sharing
+from torch_piecewise.torch_private.full_guards import FullGuards, full_guards
 from torch_piecewise.torch_private.settings import patched
 
 logger = logging.getLogger("torch_piecewise")
@@ -74,6 +75,7 @@ class RawCapture:
         written_attributes: names of the attributes that the tail writes.
         blocks_shared: calls of modules that were copied from the trace of one like them.
         blocks_apart: of classes with several modules, why a call was traced by itself, by class name.
+        full_guards: all of Dynamo's guards; None where they were not asked for.
     """
 
     graph: GraphModule
@@ -90,6 +92,7 @@ class RawCapture:
     written_attributes: frozenset[str]
     blocks_shared: int = 0
     blocks_apart: Mapping[str, str] = field(default_factory=dict)
+    full_guards: FullGuards | None = None
 
 
 def capture_fullgraph(
@@ -100,6 +103,7 @@ def capture_fullgraph(
     shape_settings: Mapping[str, Any],
     dynamo_settings: Mapping[str, Any],
     share_blocks: bool = True,
+    with_full_guards: bool = False,
 ) -> RawCapture:
     """Trace ``function(*args, **kwargs)`` as one graph without running it; an empty one without operations.
 
@@ -109,26 +113,32 @@ def capture_fullgraph(
     Args:
         shape_settings: patches for ``torch.fx.experimental._config`` during the trace.
         dynamo_settings: patches for ``torch._dynamo.config`` during the trace.
-        share_blocks: trace calls of alike modules once; the result is the same.
+        share_blocks: copy calls of alike modules; the result is the same. Not with full guards.
+        with_full_guards: make Dynamo's own guards as well.
 
     Raises:
         GraphBreak: Dynamo cannot trace it whole.
+        ShapeError: a full guard fixes a dim that was marked as dynamic.
     """
+    traced, _self = convert_frame.get_traced_fn(function)
     with (
+        # As in torch: Dynamo's counters and, in 2.11, its settings belong to the process (2.11, 2.13).
+        convert_frame.compile_lock,
         get_metrics_context(),
         dynamo_timed("torch_piecewise.capture"),
         patched(shape_config, shape_settings),
         patched(torch._dynamo.config, dynamo_settings),
     ):
-        output, blocks = _captured(function, args, kwargs, share_blocks)
-    frame = output.graph_capture_output
+        # Full guards hold what Dynamo saw of each tensor, which a copy never looked at.
+        output, blocks = _captured(function, args, kwargs, share_blocks and not with_full_guards)
+        frame = output.graph_capture_output
+        guards = full_guards(frame, traced.__code__) if with_full_guards else None
     backend_input = output.backend_input
     graph = backend_input.graph_module if backend_input is not None else _empty_graph()
     shape_env = frame.output_graph.shape_env
     assert shape_env is not None
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     tail = _tail_of(frame.bytecode, backend_input.backend_id if backend_input is not None else None)
-    traced, _self = convert_frame.get_traced_fn(function)
     tail_names = _globals_of(tail)
     return RawCapture(
         graph=graph,
@@ -145,6 +155,7 @@ def capture_fullgraph(
         written_attributes=_written_attributes(tail),
         blocks_shared=blocks.shared,
         blocks_apart=blocks.reasons,
+        full_guards=guards,
     )
 
 
@@ -251,6 +262,11 @@ def mark_dynamic(tensor: torch.Tensor, dim: int) -> None:
     torch._dynamo.mark_dynamic(tensor, dim)
 
 
+def mark_maybe_dynamic(tensor: torch.Tensor, dim: int) -> None:
+    """Mark one dim as dynamic for the next trace, which may still fix it (``maybe_mark_dynamic``)."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
 def mark_unbacked(tensor: torch.Tensor, dim: int) -> None:
     """Mark one dim of ``tensor`` as of unknown size for the next trace."""
     torch._dynamo.decorators.mark_unbacked(tensor, dim)
@@ -264,11 +280,33 @@ def graph_break_details(error: BaseException) -> tuple[str, str, str]:
     """Reason, hints and place of a graph break (``torch._dynamo.exc.Unsupported``)."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    explanation = next((x.partition(":")[2].strip() for x in lines if x.startswith("Explanation:")), "")
     hints = [x.partition(":")[2].strip() for x in lines if x.startswith("Hint:")]
     stack = list(getattr(error, "real_stack", None) or ())
     own = [frame for frame in stack if not frame.filename.startswith(_NOT_THE_USERS)]
     last = (own or stack)[-1] if stack else None
     where = f"{last.filename}:{last.lineno} ({last.line})" if last is not None else ""
-    reason = ": ".join(part for part in (lines[0] if lines else type(error).__name__, explanation) if part)
+    reason = _reason(text) or type(error).__name__
     return reason, " ".join(hints), where
+
+
+def every_graph_break(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Reason and place of each graph break of a call; runs the call eagerly (``torch._dynamo.explain``)."""
+    # A whole-graph trace follows numbers read from data; a piecemeal one breaks there unless told so.
+    with patched(torch._dynamo.config, {"capture_scalar_outputs": True}):
+        found = torch._dynamo.explain(function)(*args, **kwargs)
+    breaks = []
+    for one in found.break_reasons:
+        own = [frame for frame in one.user_stack if not frame.filename.startswith(_NOT_THE_USERS)]
+        last = (own or one.user_stack)[-1] if one.user_stack else None
+        where = f"{last.filename}:{last.lineno} ({last.line})" if last is not None else ""
+        breaks.append((_reason(str(one.reason)), where))
+    return breaks
+
+
+def _reason(text: str) -> str:
+    """What Dynamo says first, and its explanation."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    explanation = next((x.partition(":")[2].strip() for x in lines if x.startswith("Explanation:")), "")
+    return ": ".join(part for part in (*lines[:1], explanation) if part)

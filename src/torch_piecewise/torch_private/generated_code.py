@@ -95,18 +95,21 @@ def _stands_alone(graph: Any) -> bool:
     )
 
 
-def load_generated_code(source: str, kernels: Mapping[str, Path]) -> Callable[..., tuple[Any, ...]]:
+def load_generated_code(
+    source: str, kernels: Mapping[str, Path], *, build: bool = False
+) -> Callable[..., tuple[Any, ...]]:
     """The callable of a kept wrapper.
 
     Args:
         source: the wrapper.
         kernels: kernel identity -> file of its shared object; stays mapped while the process runs.
+        build: build a kernel that is not among them through torch, because the wrapper was edited.
 
     Raises:
-        KeyError: a kernel is missing.
+        KeyError: a kernel is missing and ``build`` is off.
         ImportError: a shared object cannot be loaded on this machine.
     """
-    call = _run_wrapper(source, _Kept(kernels))
+    call = _run_wrapper(source, _Kept(kernels, build=build))
 
     def run(*args: Any) -> tuple[Any, ...]:
         return call(list(args))
@@ -191,10 +194,14 @@ def _result(made: Any) -> Any:
 class _Kept:
     """Gives a wrapper its kernels from kept shared objects."""
 
-    def __init__(self, kernels: Mapping[str, Path]) -> None:
+    def __init__(self, kernels: Mapping[str, Path], *, build: bool) -> None:
         self._kernels = kernels
+        self._build = build
 
     def cpp_pybinding(self, *args: Any, **kwargs: Any) -> Any:
+        if self._build and _identity(args, kwargs) not in self._kernels:
+            module = importlib.import_module("torch._inductor.async_compile")
+            return _result(module.AsyncCompile().cpp_pybinding(*args, **kwargs))
         return _load_kernel(self._kernels[_identity(args, kwargs)])
 
     def wait(self, scope: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,11 @@ from torch.fx import GraphModule
 from torch_piecewise.torch_private.fake_inputs import FakeInputs, compile_under
 from torch_piecewise.torch_private.nodes import ensure_example_values
 from torch_piecewise.torch_private.settings import patched
+
+# torch compiles one graph at a time in a process, under Dynamo's lock. That one cannot be taken here: who
+# holds it may be waiting for what is compiled here. In 2.11 settings belong to the process, so that the cache
+# tags of two compiles would meet.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def inductor_standalone(
@@ -31,7 +37,7 @@ def inductor_standalone(
         cache_tag: set into torch's own cache keys: its graph cache does not hold the symbols' bounds, so
             that ranges of one piece would meet there (measured on 2.13).
     """
-    with compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
+    with _ONE_AT_A_TIME, compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
         # AOTAutograd keeps only graphs whose method calls are known to be on tensors.
         ensure_example_values(graph, fakes.values)
         artifact = torch._inductor.standalone_compile(
@@ -59,7 +65,7 @@ def inductor_in_memory(
     graph: GraphModule, fakes: FakeInputs, *, patches: Mapping[str, Any], cache_tag: str
 ) -> Callable[..., tuple[Any, ...]]:
     """Compile with ``torch._inductor.compile_fx.compile_fx`` (2.11, 2.13); supports gradients."""
-    with compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
+    with _ONE_AT_A_TIME, compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
         run: Any = compile_fx(copy.deepcopy(graph), list(fakes.values), config_patches=dict(patches))
     compiled: Callable[..., tuple[Any, ...]] = run
     return compiled

@@ -12,18 +12,7 @@ import torch._inductor.custom_graph_pass as _custom_graph_pass
 # puts what its uuid() returns into the key. There is no public name for it. 2.11 to 2.13.
 from torch._inductor.custom_graph_pass import CustomGraphPass as InductorGraphPass
 
-# Inductor's config keys where a user can put a pass of his own (torch._inductor.config, 2.11 to 2.13).
-POST_GRAD_HOOK = "post_grad_custom_post_pass"
-OTHER_HOOKS = frozenset(
-    {
-        "post_grad_custom_pre_pass",
-        "joint_custom_pre_pass",
-        "joint_custom_post_pass",
-        "pre_grad_custom_pass",
-    }
-)
-
-__all__ = ["OTHER_HOOKS", "POST_GRAD_HOOK", "InductorGraphPass", "wants_is_inference"]
+__all__ = ["InductorGraphPass", "wants_is_inference"]
 
 
 def wants_is_inference(candidate: object) -> bool:

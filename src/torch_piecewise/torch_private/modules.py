@@ -23,6 +23,16 @@ def set_compiled_call(module: Module, call: Callable[..., Any] | None) -> None:
     module._compiled_call_impl = call
 
 
+def give_back(module: Module) -> None:
+    """Let ``module(...)`` run its own forward again, also while other threads call it.
+
+    ``nn.Module.__call__`` reads the slot twice, so that None in it may reach a call that has seen a function
+    there. What it holds from now on is what the call does by itself.
+    """
+    if module._compiled_call_impl is not None:
+        module._compiled_call_impl = module._call_impl
+
+
 def traceable_call(module: Module) -> Callable[..., Any]:
     """The bound method to trace for ``module(...)``: ``forward``, or the hook-running call around it.
 
@@ -35,6 +45,12 @@ def traceable_call(module: Module) -> Callable[..., Any]:
         module._backward_pre_hooks,
     )
     return module._call_impl if any(own_hooks) else module.forward
+
+
+def uncompiled_call(module: Module) -> Callable[..., Any]:
+    """The call that ``module(...)`` makes by itself: hooks, those added later too, around ``forward``."""
+    call: Callable[..., Any] = module._call_impl
+    return call
 
 
 def hook_tables(module: Module) -> tuple[dict[int, Any], ...]:

@@ -46,6 +46,19 @@ def ensure_example_values(graph: GraphModule, example_inputs: Sequence[Any]) -> 
         node.meta.setdefault("example_value", node.meta.get("val"))
 
 
+def give_example_values(graph: GraphModule, values: Sequence[Any], mode: FakeTensorMode) -> None:
+    """Give every node an example value that follows from these fake inputs; what the nodes had is dropped.
+
+    In-place operations of the graph run on ``values``: they may change shape, never data.
+    """
+    for node in graph.graph.nodes:
+        node.meta.pop("example_value", None)
+        node.meta.pop("val", None)
+    FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*values)
+    for node in graph.graph.nodes:
+        node.meta["example_value"] = node.meta.get("val")
+
+
 def placeholder_facts(graph: GraphModule) -> tuple[list[str], list[Any], ShapeEnv | None]:
     """Source text, fake value of each placeholder, and the ``ShapeEnv`` of their symbols if any."""
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]

@@ -141,6 +141,43 @@ def op_mutates(value: object) -> bool | None:
     return None
 
 
+def op_written_places(value: object) -> frozenset[int | str] | None:
+    """Positions and names of the arguments that an op writes to; None for anything that has no schema.
+
+    Of a packet: what any of its overloads writes to.
+    """
+    overloads = [value] if isinstance(value, OpOverload) else []
+    if isinstance(value, OpOverloadPacket):
+        overloads = _overloads(value)
+    if not overloads:
+        return None
+    return frozenset(
+        key
+        for overload in overloads
+        for position, argument in enumerate(overload._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for key in (position, argument.name)
+    )
+
+
+def one_overload(value: object) -> OpOverload | None:
+    """An overload itself, or the first one of a packet; None for anything else."""
+    if isinstance(value, OpOverloadPacket):
+        return _overloads(value)[0]
+    return value if isinstance(value, OpOverload) else None
+
+
+def op_written_arguments(node: fx.Node) -> list[fx.Node]:
+    """The tensors that the op of ``node`` writes to, as its schema says; empty for what is no op."""
+    op = one_overload(node.target)
+    if op is None:
+        return []
+    arguments = op._schema.arguments
+    given = {**dict(zip((a.name for a in arguments), node.args, strict=False)), **node.kwargs}
+    named = [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [value for value in named if isinstance(value, fx.Node)]
+
+
 # The calls that Dynamo writes for ``with torch.autocast(...)`` and ``with torch.no_grad()`` (2.11, 2.13).
 ENTER_AUTOCAST = torch.amp.autocast_mode._enter_autocast
 EXIT_AUTOCAST = torch.amp.autocast_mode._exit_autocast

@@ -14,6 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 __all__ = ["HigherOrderOperator", "OpOverload", "OpOverloadPacket", "is_overload"]
 
+# Inductor's config keys where a user can put a pass of his own (torch._inductor.config, 2.11 to 2.13).
+POST_GRAD_HOOK = "post_grad_custom_post_pass"
+OTHER_HOOKS = frozenset(
+    {
+        "post_grad_custom_pre_pass",
+        "joint_custom_pre_pass",
+        "joint_custom_post_pass",
+        "pre_grad_custom_pass",
+    }
+)
+
 
 def is_overload(target: object) -> TypeGuard[OpOverload[..., Any]]:
     """Whether ``target`` is one overload of a registered operator."""

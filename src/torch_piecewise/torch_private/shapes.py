@@ -28,6 +28,41 @@ def dim_text(value: Any) -> Dim:
     return int(expression) if expression.is_number else str(expression)
 
 
+def expression_text(value: Any) -> str:
+    """A number, symbolic or not, as Python over symbol names and the functions of ``relations``."""
+    if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return repr(value)
+    node = value.node
+    return str(node.shape_env.simplify(node.expr))
+
+
+def readable_symbols(names: Sequence[str], values: Sequence[Any]) -> dict[str, str]:
+    """For each symbol that a call's arguments tell, Python that reads it.
+
+    Args:
+        names: of the arguments, as that Python calls them.
+        values: their fake values.
+    """
+    found: dict[str, str] = {}
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, torch.SymInt):
+            found.setdefault(expression_text(value), name)
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, torch.Tensor):
+            for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+                found.setdefault(expression_text(size), f"{name}.size({dim})")
+                found.setdefault(expression_text(stride), f"{name}.stride({dim})")
+    return {text: reader for text, reader in found.items() if text.isidentifier()}
+
+
+def extent_text(tensor: torch.Tensor) -> Dim:
+    """How many elements lie between a tensor's first and last one, both counted, and the storage's start."""
+    if tensor.layout is not torch.strided:
+        return dim_text(tensor.numel())
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return dim_text(tensor.storage_offset() + last + 1)
+
+
 def is_symbolic_int(value: Any) -> bool:
     """Whether ``value`` is a ``SymInt`` that is not known to be one number."""
     return isinstance(value, torch.SymInt) and is_symbolic(value) and isinstance(dim_text(value), str)

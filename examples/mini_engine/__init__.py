@@ -1,0 +1,1 @@
+"""Continuous batching over compiled pieces, in some two hundred lines."""

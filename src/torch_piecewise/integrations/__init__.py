@@ -1,0 +1,1 @@
+"""One file for each ecosystem; each needs its extra and is imported by name alone."""

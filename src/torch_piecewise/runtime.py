@@ -1,0 +1,243 @@
+"""Start a baked bundle: torch and the standard library, no Dynamo, no Inductor, no compiler, no pickle."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from torch_piecewise.call_checks import check_functions
+from torch_piecewise.dispatch import SizeTable, serving_range
+from torch_piecewise.errors import BundleError, GuardError
+from torch_piecewise.model_state import State, StateInput
+from torch_piecewise.piece import TensorSpec
+from torch_piecewise.ranges import Range
+from torch_piecewise.relations import Relation
+from torch_piecewise.runtime_file import BundleFile
+from torch_piecewise.runtime_host import check_host
+from torch_piecewise.runtime_names import FindOp, resolve
+from torch_piecewise.runtime_piece import start_piece
+from torch_piecewise.runtime_result import result_function
+from torch_piecewise.torch_private.modules import dispatch_modes_active
+
+_MISS: Any = object()
+
+
+class BundleCall:
+    """A started bundle: what runs instead of the model's own call.
+
+    Safe to call from several threads.
+
+    Attributes:
+        source: the generated function that checks a call and loads its inputs, for people.
+    """
+
+    def __init__(self, source: str, entry: Callable[..., Any], explain: Callable[..., str | None]) -> None:
+        self.source = source
+        self._entry = entry
+        self._explain = explain
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the call.
+
+        Raises:
+            GuardError: it is not one that was baked; says why.
+        """
+        result = self._entry(*args, **kwargs)
+        if result is _MISS:
+            raise GuardError(
+                "This call is not one that the bundle was baked for",
+                got=self._explain(*args, **kwargs) or "a submodule or a hook was replaced",
+                hint="call it as tp.bake was shown, or bake it for such calls",
+            )
+        return result
+
+
+def start(file: BundleFile, model: torch.nn.Module, find_op: FindOp) -> BundleCall:
+    """Start a bundle on the parameters and buffers of ``model``.
+
+    Args:
+        file: as read and verified.
+        model: has what the bundle reads under the names it was baked with.
+        find_op: finds a splitting op that the user's code registered.
+
+    Raises:
+        BundleError: this machine, the model or the code at hand is not what the bundle needs; says which.
+    """
+    manifest = file.manifest
+    check_host(manifest["host"], has_code=any("payload" in one for one in manifest["code"].values()))
+    state = bind_state(manifest, model)
+    program = _Program(file, find_op)
+    scope: dict[str, Any] = {
+        **{name.replace("§", "_tp_"): value for name, value in check_functions().items()},
+        "_tp_MISS": _MISS,
+        "_tp_GuardError": GuardError,
+        "_tp_lookup": program.table.lookup,
+        "_tp_find": program.table.find,
+        "_tp_find_under_modes": program.mode_table.find,
+        "_tp_violated": program.violated,
+        "_tp_modes_active": dispatch_modes_active,
+        "_tp_owner": model,
+        "_tp_state_of": state,
+        "_tp_tail": result_function(manifest["result"], model),
+    }
+    for name, value in manifest["scope"].items():
+        scope[name] = resolve(value, find_op)
+    for name, (path, table) in manifest["holders"].items():
+        scope[name] = getattr(model.get_submodule(path), table)
+    source = file.text("entry.py")
+    exec(compile(source, "<torch-piecewise bundle entry>", "exec"), scope)
+    return BundleCall(source, scope["entry"], scope["explain"])
+
+
+# -- parameters and buffers
+
+
+def bind_state(manifest: Mapping[str, Any], model: torch.nn.Module) -> State:
+    """Find everything that the bundle reads of the model, and check it.
+
+    Raises:
+        BundleError: names the first parameter or buffer that is missing or differs.
+    """
+    inputs: list[StateInput] = []
+    children: dict[str, tuple[dict[str, Any], str]] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for entry in manifest["state"]:
+        path, expected = entry["name"], f"{entry['dtype']} {_shape(entry['size'])} on {entry['device']}"
+        if path is None:
+            inputs.append(StateInput(entry["expression"], None, entry["expression"], _spec(entry, False)))
+            continue
+        owner, _, name = path.rpartition(".")
+        table = getattr(modules.get(owner), entry["table"], {})
+        tensor = table.get(name)
+        if tensor is None:
+            raise _misfit(path, expected, f"no {entry['table'][1:-1]} of that name")
+        got = f"{str(tensor.dtype).removeprefix('torch.')} {_shape(tensor.shape)} on {tensor.device}"
+        if got != expected:
+            raise _misfit(path, expected, got)
+        if list(tensor.stride()) != entry["stride"]:
+            raise _misfit(path, f"strides {_shape(entry['stride'])}", f"strides {_shape(tensor.stride())}")
+        inputs.append(StateInput(path, table, name, _spec(entry, tensor.requires_grad)))
+        parts = owner.split(".") if owner else []
+        for count, part in enumerate(parts):
+            above = modules[".".join(parts[:count])]
+            children.setdefault(".".join(parts[: count + 1]), (above._modules, part))
+    watched = [(path, holder, name) for path, (holder, name) in children.items()]
+    return State(inputs, watched, list(modules.values()))
+
+
+def _spec(entry: Mapping[str, Any], requires_grad: bool) -> TensorSpec:
+    size, stride = tuple(entry["size"]), tuple(entry["stride"])
+    dtype, device = getattr(torch, entry["dtype"]), torch.device(entry["device"])
+    return TensorSpec(dtype, device, size, stride, requires_grad=requires_grad)
+
+
+def _shape(dims: Any) -> str:
+    return f"[{', '.join(map(str, dims))}]"
+
+
+def _misfit(path: str, expected: str, got: str) -> BundleError:
+    return BundleError(
+        f"The model does not fit the bundle: {path} differs",
+        expected=expected,
+        got=got,
+        hint="load the weights, dtype and device that the bundle was baked with, or bake it for these",
+    )
+
+
+# -- the straight line
+
+
+class _Program:
+    """What runs for each size; the tables' ``lookup`` is the hot path."""
+
+    def __init__(self, file: BundleFile, find_op: FindOp) -> None:
+        manifest = file.manifest
+        sizes = manifest["sizes"]
+        self._symbols: list[str] = sizes["symbols"]
+        self._names: Mapping[str, str] = sizes["names"]
+        self._dispatch: str | None = sizes["dispatch"]
+        self._ranges = [Range(*pair) for pair in sizes["ranges"]]
+        self._exact: list[int] = sizes["exact"]
+        self._relations = [Relation(*pair) for pair in manifest["relations"]]
+        self._serving = {Range(*one["range"]) if one["range"] else None: one for one in manifest["serving"]}
+        self._runner = file.text("runner.py")
+        self._pieces: list[str] = manifest["runner"]["pieces"]
+        self._constants = _constants(manifest["runner"]["constants"], find_op)
+        self._code = {name: _start(one, file, find_op) for name, one in manifest["code"].items()}
+        self._lock = threading.Lock()
+        self._bound: dict[tuple[Range | None, bool], Callable[..., Any]] = {}
+        self.table: SizeTable[Any, Callable[..., Any]] = SizeTable(lambda key: self._resolve(key, False))
+        self.mode_table: SizeTable[Any, Callable[..., Any]] = SizeTable(lambda key: self._resolve(key, True))
+
+    def _resolve(self, key: Any, modes: bool) -> Callable[..., Any]:
+        values = dict(zip(self._symbols, key if isinstance(key, tuple) else (key,), strict=False))
+        for relation in self._relations:
+            self._check(relation, values)
+        serving = None
+        if self._dispatch is not None:
+            serving = serving_range(values[self._dispatch], self._ranges, self._exact)
+        for text in self._serving[serving]["guards"]:
+            self._check(Relation(text), values)
+        with self._lock:
+            if (serving, modes) not in self._bound:
+                self._bound[serving, modes] = self._bind(self._serving[serving]["pieces"], modes)
+            return self._bound[serving, modes]
+
+    def violated(self, key: Any) -> str | None:
+        """Why the sizes of a call are not served, for people; None where they are."""
+        try:
+            self.table.find(key)
+        except GuardError as error:
+            return str(error)
+        return None
+
+    def _bind(self, pieces: Mapping[str, str], modes: bool) -> Callable[..., Any]:
+        callables = [self._code[pieces[name]] for name in self._pieces]
+        return _line(self._runner, callables, self._constants[modes])
+
+    def _check(self, relation: Relation, values: Mapping[str, int]) -> None:
+        if relation.holds(values):
+            return
+        text = re.sub(r"\w+", lambda match: self._names.get(match[0], match[0]), relation.text)
+        raise GuardError(
+            "The sizes of this call are outside what the bundle was baked for",
+            expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",
+            got=", ".join(f"{self._names.get(name, name)}={value}" for name, value in values.items()),
+        )
+
+
+def _constants(documents: Mapping[str, Any], find_op: FindOp) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a line refers to: splitting ops as plain bodies, and as ops for calls that something watches."""
+    bodies, ops = {}, {}
+    for name, document in documents.items():
+        found = resolve(document, find_op)
+        is_splitting = isinstance(document, dict) and "splitting_op" in document
+        bodies[name] = found.body if is_splitting else found
+        ops[name] = found.op if is_splitting else found
+    return bodies, ops
+
+
+def _line(source: str, callables: list[Any], constants: Mapping[str, Any]) -> Callable[..., Any]:
+    scope: dict[str, Any] = {}
+    exec(compile(source, "<torch-piecewise bundle runner>", "exec"), scope)
+    run: Callable[..., Any] = scope["make"](*callables, **constants)
+    return run
+
+
+def _start(code: Mapping[str, Any], file: BundleFile, find_op: FindOp) -> Callable[..., Any]:
+    if "payload" not in code:
+        return _line(file.text(code["source"]), [], _constants(code["constants"], find_op)[0])
+    files = {name: file.members[member] for name, member in code["files"].items()}
+    try:
+        return start_piece(code["payload"], files)
+    except (RuntimeError, OSError) as error:
+        raise BundleError(
+            f"The machine code of {code['label']} does not load here",
+            expected="a shared object for this machine, and temporary files that code may run from",
+            got=str(error).strip().splitlines()[0],
+            hint="set TMPDIR to a folder that is not mounted noexec, or bake it on a machine like this one",
+        ) from error

@@ -1,0 +1,41 @@
+"""Compile with AOTInductor. Importing it loads Inductor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch._inductor.compile_fx import compile_fx_aot
+from torch.compiler import config as compiler_config
+from torch.fx import GraphModule
+
+from torch_piecewise.torch_private.fake_inputs import FakeInputs, compile_under
+from torch_piecewise.torch_private.settings import patched
+
+
+def aoti_compile(
+    graph: GraphModule,
+    fakes: FakeInputs,
+    values: list[Any],
+    folder: Path,
+    *,
+    patches: Mapping[str, Any],
+    cache_tag: str,
+) -> list[Path]:
+    """Compile ``graph`` into a shared object; what has to lie beside it to run comes with it.
+
+    ``compile_fx_aot`` is what ``torch._inductor.aot_compile`` calls after it has exported (2.11, 2.13);
+    ``torch.export`` would read sizes off the tensors a second time and know less about them than the trace.
+
+    Args:
+        graph: changed in place.
+        values: the fake value of each of its inputs.
+        folder: empty; whatever the compiler writes goes there.
+    """
+    settings = {**patches, "aot_inductor.output_path": str(folder / "piece.so")}
+    with compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
+        made: Any = compile_fx_aot(graph, values, config_patches=settings)
+    shared_object = Path(made)
+    beside = shared_object.with_suffix(".json")
+    return [shared_object, beside] if beside.exists() else [shared_object]

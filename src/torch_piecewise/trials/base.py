@@ -1,0 +1,89 @@
+"""Run a call with something put in place of each piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch_piecewise.entry import MISS, Entry
+from torch_piecewise.errors import GuardError
+from torch_piecewise.program import PieceInfo, SizeKey
+from torch_piecewise.ranges import Range
+from torch_piecewise.stitching import Runner
+
+Results = tuple[Any, ...]
+Piece = Callable[..., Results]
+
+
+@dataclass(frozen=True)
+class Visited:
+    """A piece about to run.
+
+    Attributes:
+        info: which one.
+        range: the range whose code would serve it.
+        size: of the dispatch dim; None where no size changes.
+        compiled, eager: both take the piece's inputs and return its outputs.
+        runs_eagerly: whether ``compiled`` is eager too, as the piece failed or was slow.
+    """
+
+    info: PieceInfo
+    range: Range
+    size: int | None
+    compiled: Piece
+    eager: Piece
+    runs_eagerly: bool
+
+
+Visitor = Callable[[Visited, tuple[Any, ...]], Results]
+"""Called instead of each piece, with its inputs; what it returns flows on."""
+
+
+def call_through(
+    entries: Iterable[Entry], args: tuple[Any, ...], kwargs: Mapping[str, Any], visitor: Visitor
+) -> None:
+    """Make one call of the model, ``visitor`` standing in for each of its pieces.
+
+    Raises:
+        GuardError: no trace serves such a call.
+    """
+    for entry in entries:
+        found = entry.call_with(lambda key, entry=entry: _runner(entry, key, visitor), *args, **kwargs)  # type: ignore[misc]
+        if found is not MISS:
+            return
+    raise GuardError(
+        "No trace serves this call",
+        expected="inputs like those of a call that was made before",
+        hint="call the model once with such inputs, then verify or profile it",
+    )
+
+
+def _runner(entry: Entry, key: SizeKey, visitor: Visitor) -> Runner:
+    program = entry.program
+    size = program.values_of(key).get(program.sizes.dispatch or "")
+    serving, ready = program.chosen(key)
+    callables: dict[str, Piece] = {}
+    for info in program.pieces.infos:
+        eager = program.pieces.graph(info.name).forward
+        one = ready.get(info.name)
+        run = one.run if one is not None else eager
+        is_eager = one is None or one.artifact is None
+        visited = Visited(
+            info, serving if info.ranged else program.any_size, size, run, eager, runs_eagerly=is_eager
+        )
+        callables[info.name] = lambda *inputs, visited=visited: visitor(visited, inputs)
+    return program.stitched.bind({name: callables[name] for name in program.stitched.pieces})
+
+
+def calls_of(inputs: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The calls that ``inputs`` stand for.
+
+    A tuple holds the positional arguments of one call, a mapping the keyword arguments, a list several calls;
+    anything else is the only argument.
+    """
+    if isinstance(inputs, list):
+        return [call for one in inputs for call in calls_of(one)]
+    if isinstance(inputs, Mapping):
+        return [((), dict(inputs))]
+    return [(inputs if isinstance(inputs, tuple) else (inputs,), {})]

@@ -1,0 +1,432 @@
+"""CompilerManager driven by hand, as an engine of one's own does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+import torch_piecewise as tp
+from tests.graphs import traced
+from torch_piecewise.artifact import Artifact, LiveArtifact
+from torch_piecewise.errors import CompileError, CompilerError, ConfigError, PassError, PieceCompileError
+from torch_piecewise.events import Bus
+from torch_piecewise.manager_index import Index, IndexEntry
+from torch_piecewise.manager_units import EVERY_SIZE
+from torch_piecewise.store import Hit, Miss
+from torch_piecewise.tags import ModelTag
+from torch_piecewise.testing import RecordingCompiler, memory_store
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+SMALL, LARGE = tp.Range(1, 8), tp.Range(9, 64)
+
+
+def piece(function: Callable[[Tensor], Tensor] = torch.sin) -> GraphModule:
+    """The graph of a function of a [n, 4] tensor, n dynamic; its inputs are n and the tensor."""
+    x = torch.randn(5, 4)
+    torch._dynamo.mark_dynamic(x, 0)
+    return traced(lambda x: function(x) + 1, x)
+
+
+def manager(root: Path | None = None, compiler: Any = None, **fields: Any) -> tp.CompilerManager:
+    made = tp.CompilerManager(tp.Config(backend=compiler or RecordingCompiler(), **fields))
+    if root is not None:
+        made.initialize_cache(root)
+    return made
+
+
+def test_a_piece_is_compiled_for_each_range_once_and_computes_what_it_computed() -> None:
+    made = manager()
+    graph, x = piece(), torch.randn(3, 4)
+    with made.counters.expect(artifacts_compiled=2, artifacts_loaded=2):
+        runs = [made.compile(graph, range) for range in (SMALL, LARGE, SMALL)]
+    assert runs[0] is runs[2]
+    assert torch.equal(runs[0](3, x)[0], torch.sin(x) + 1)
+
+
+def test_pieces_alike_are_one_and_different_ones_are_not() -> None:
+    made = manager()
+    one, same, other = made.compile(piece()), made.compile(piece()), made.compile(piece(torch.cos))
+    assert one is same
+    assert made.counters["artifacts_compiled"] == 2
+    assert one is not other
+
+
+def test_a_graph_without_dynamic_sizes_ignores_the_range() -> None:
+    made = manager()
+    graph = traced(torch.cos, torch.randn(3))
+    assert made.compile(graph, SMALL) is made.compile(graph, LARGE)
+
+
+def test_a_plain_fx_graph_takes_its_example_values_from_the_call() -> None:
+    x = torch.randn(3)
+    run = manager().compile(torch.fx.symbolic_trace(torch.nn.ReLU()), example_inputs=[x])
+    assert torch.equal(run(x)[0], x.relu())
+
+
+def test_load_finds_only_what_was_compiled() -> None:
+    made, graph = manager(), piece()
+    assert made.load(graph, SMALL) is None
+    run = made.compile(graph, SMALL)
+    assert made.load(graph, SMALL) is run
+    assert made.load(graph, LARGE) is None
+
+
+def test_what_one_manager_keeps_another_loads(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    first = manager(tmp_path)
+    expected = first.compile(piece(), SMALL)(3, x)
+    assert first.save_to_file() == 1
+    compiler = RecordingCompiler()
+    second = manager(tmp_path, compiler)
+    run = second.load(piece(), SMALL)
+    assert run is not None and torch.equal(run(3, x)[0], expected[0])
+    assert compiler.compiled == []
+    assert second.compile(piece(), SMALL) is run
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda root: manager(root, RecordingCompiler("2")),
+        lambda root: manager(root, RecordingCompiler(name="another")),
+        lambda root: manager(root, inductor_compile_config={"max_autotune": True}),
+    ],
+    ids=["version", "compiler", "options"],
+)
+def test_what_differs_in_anything_that_counts_is_not_loaded(
+    tmp_path: Path, other: Callable[[Path], tp.CompilerManager]
+) -> None:
+    first = manager(tmp_path)
+    first.compile(piece(), SMALL)
+    second = other(tmp_path)
+    assert second.load(piece(), SMALL) is None
+    assert second.compute_hash() != first.compute_hash() == manager().compute_hash()
+
+
+def test_the_hash_is_the_same_in_every_process() -> None:
+    program = (
+        "import torch, torch_piecewise as tp; torch.set_grad_enabled(False); "
+        f"torch.set_num_threads({torch.get_num_threads()}); "
+        "print(tp.CompilerManager(tp.Config(backend='eager')).compute_hash())"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == tp.CompilerManager(tp.Config(backend="eager")).compute_hash()
+
+
+def test_prefixes_keep_parts_of_a_root_apart(tmp_path: Path) -> None:
+    first, second = manager(), manager()
+    first.initialize_cache(tmp_path, prefix="draft")
+    first.compile(piece(), SMALL)
+    second.initialize_cache(tmp_path, prefix="main")
+    assert second.load(piece(), SMALL) is None
+    second.initialize_cache(tmp_path, prefix="draft")
+    assert second.load(piece(), SMALL) is not None
+
+
+def test_without_a_cache_nothing_is_written_and_nothing_found(tmp_path: Path) -> None:
+    made = manager()
+    made.initialize_cache(tmp_path / "root", disable_cache=True)
+    made.compile(piece(), SMALL)
+    assert made.save_to_file() == 0
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_closed_cache_is_closed(tmp_path: Path) -> None:
+    manager(tmp_path).compile(piece(), SMALL)
+    made = manager(tmp_path)
+    made.initialize_cache(tmp_path, disable_cache=True)
+    assert made.load(piece(), SMALL) is None
+
+
+def test_it_can_keep_in_a_store_of_ones_own() -> None:
+    store = memory_store()
+    first, second = manager(), manager()
+    first.keep_in(store)
+    first.compile(piece(), SMALL)
+    second.keep_in(store)
+    assert second.load(piece(), SMALL) is not None
+
+
+def test_threads_compile_a_piece_once() -> None:
+    compiler = RecordingCompiler()
+    made, graph = manager(compiler=compiler), piece()
+    threads = [threading.Thread(target=made.compile, args=(graph, SMALL)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compiler.compiled) == 1
+
+
+# The index
+
+
+def test_the_index_lists_what_all_managers_kept(tmp_path: Path) -> None:
+    first = manager(tmp_path)
+    first.compile(piece(), SMALL)
+    assert first.index == ()
+    first.save_to_file()
+    second = manager(tmp_path)
+    second.compile(piece(), LARGE)
+    assert second.save_to_file() == 2
+    third = manager(tmp_path)
+    assert [(entry.range, entry.compiler) for entry in third.index] == [
+        (SMALL, "recording"),
+        (LARGE, "recording"),
+    ]
+    assert len({entry.fingerprint for entry in third.index}) == 1
+    assert third.counters.as_dict() == {"store_hits": 1}
+
+
+def test_a_miss_says_what_there_is_instead(tmp_path: Path) -> None:
+    first = manager(tmp_path)
+    first.compile(piece(), SMALL)
+    first.save_to_file()
+    second = manager(tmp_path)
+    second.load(piece(), LARGE)
+    second.load(piece(torch.cos), SMALL)
+    assert second.misses == (
+        "graph [9, 64]: the index has this piece for [1, 8], not for [9, 64]",
+        "graph [1, 8]: the index has 1 artifacts, none of this piece",
+    )
+
+
+def test_artifacts_are_found_where_nobody_wrote_an_index(tmp_path: Path) -> None:
+    manager(tmp_path).compile(piece(), SMALL)
+    second = manager(tmp_path)
+    assert second.misses[0].startswith("the index: there is no index: ")
+    assert second.load(piece(), SMALL) is not None
+
+
+def spoil(root: Path, change: Callable[[bytes], bytes]) -> None:
+    for path in root.rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"\x00" * len(data),
+        lambda data: data.replace(b'"format":1', b'"format":0'),
+        lambda data: b"[__import__('os').abort()]",
+        lambda data: b"{}",
+    ],
+    ids=["torn", "empty", "zeros", "old format", "code", "mistyped"],
+)
+def test_a_spoilt_root_is_a_miss_with_a_reason_and_is_mended(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    first = manager(tmp_path)
+    first.compile(piece(), SMALL)
+    first.save_to_file()
+    spoil(tmp_path, change)
+    second = manager(tmp_path)
+    assert second.index == ()
+    assert second.load(piece(), SMALL) is None
+    assert len(second.misses) == 2 and all(len(reason) > 20 for reason in second.misses)
+    second.compile(piece(), SMALL)
+    assert second.save_to_file() == 1
+    assert manager(tmp_path).load(piece(), SMALL) is not None
+
+
+ROW = {"piece": "submod_0", "fingerprint": "f", "range": [1, 8], "compiler": "eager"}
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"format": 0, "artifacts": []}, "the index has format 0, this version reads 1"),
+        ({"artifacts": []}, "the index is mistyped (KeyError: 'format')"),
+        ([], "the index is mistyped (TypeError: list indices must be integers or slices, not str)"),
+        ({"format": 1, "artifacts": {}}, "the index is mistyped (TypeError: 'artifacts' is no list)"),
+        (
+            {"format": 1, "artifacts": [{**ROW, "piece": 3}]},
+            (
+                "the index is mistyped (TypeError: an artifact of the index is mistyped: {'piece': 3, "
+                "'fingerprint': 'f', 'range': [1, 8], 'compiler': 'eager'})"
+            ),
+        ),
+    ],
+)
+def test_an_index_of_another_kind_is_a_miss_that_says_so(document: Any, reason: str) -> None:
+    found = Index.of_text(json.dumps(document).encode())
+    assert isinstance(found, Miss) and found.reason == reason
+
+
+@pytest.mark.parametrize("range", [[8, 1], [1], [1, 8, 9], ["1", 8], [True, 8], None, [-1, 4]])
+def test_an_index_with_a_range_that_is_none_is_a_miss(range: Any) -> None:
+    text = json.dumps({"format": 1, "artifacts": [{**ROW, "range": range}]})
+    assert isinstance(Index.of_text(text.encode()), Miss)
+
+
+def test_an_index_round_trips() -> None:
+    index = Index().and_(
+        [IndexEntry("submod_2", "f", SMALL, "eager"), IndexEntry("submod_0", "g", EVERY_SIZE, "e")]
+    )
+    assert Index.of_text(index.as_text().encode()) == Hit(index)
+    assert [entry.piece for entry in index.entries] == ["submod_0", "submod_2"]
+
+
+# Context and time
+
+
+def test_the_pass_context_is_in_force_around_each_compile_and_on_request() -> None:
+    compiler = RecordingCompiler()
+    made = manager(compiler=compiler)
+    made.compile(piece(), SMALL)
+    assert compiler.calls[0].context_range == SMALL
+    with made.compile_context(LARGE):
+        assert tp.get_pass_context().compile_range == LARGE
+    with pytest.raises(PassError):
+        tp.get_pass_context()
+    with pytest.raises(ConfigError, match="pass_context was not given a Range"):
+        made.compile_context((1, 8)).__enter__()  # type: ignore[arg-type]
+
+
+def test_time_runs_from_the_first_piece_to_the_last() -> None:
+    made = manager()
+    assert made.timing.seconds == 0.0 and made.timing.first is None
+    made.compile(piece(), SMALL)
+    first = made.timing
+    made.compile(piece(), LARGE)
+    second = made.timing
+    made.compile(piece(), LARGE)
+    assert made.timing == second
+    assert second.first == first.first
+    assert 0 < first.seconds < second.seconds
+    assert 0 < first.compiling < second.compiling <= second.seconds
+
+
+def test_an_encoders_time_says_that_it_is_one() -> None:
+    encoder = tp.CompilerManager(tp.Config(backend="eager"), Bus(tag=ModelTag("vision", is_encoder=True)))
+    assert encoder.timing.is_encoder
+    assert not manager().timing.is_encoder
+
+
+# Wrong use
+
+
+class Bare:
+    """A compiler; subclasses break one verb each."""
+
+    name = "bare"
+
+    def fingerprint(self) -> str:
+        return "1"
+
+    def compile(self, piece: Any, range: Any, options: Any) -> Any:
+        return LiveArtifact(self.name, piece.name, range, runnable=piece.graph.forward)
+
+    def load(self, artifact: Any) -> Any:
+        return artifact.runnable
+
+
+class ReturnsNothing(Bare):
+    def compile(self, piece: Any, range: Any, options: Any) -> Any:
+        return None
+
+
+class ReturnsAnothers(Bare):
+    def compile(self, piece: Any, range: Any, options: Any) -> Any:
+        return Artifact("inductor", piece.name, range, b"payload")
+
+
+class LoadsNothing(Bare):
+    def load(self, artifact: Any) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        (
+            ReturnsNothing(),
+            (
+                "Compiler 'bare' returned no artifact for graph\n"
+                "  expected: an Artifact\n"
+                "  got: None\n"
+                "  to do: Compiler.compile(piece, range, options) has to return an Artifact"
+            ),
+        ),
+        (
+            ReturnsAnothers(),
+            (
+                "Compiler 'bare' was handed an artifact it did not make for graph\n"
+                "  expected: an artifact of 'bare'\n"
+                "  got: Artifact of 'inductor'\n"
+                "  to do: Artifact.compiler has to be the name of the compiler that made it and loads it"
+            ),
+        ),
+        (
+            LoadsNothing(),
+            (
+                "Compiler 'bare' loaded nothing that can be called for graph\n"
+                "  expected: a callable\n"
+                "  got: None\n"
+                "  to do: Compiler.load(artifact) has to return a function of the piece's inputs"
+            ),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_compiler_that_breaks_its_protocol_is_told_how(compiler: Bare, message: str) -> None:
+    with pytest.raises(CompilerError) as caught:
+        manager(compiler=compiler).compile(piece())
+    assert str(caught.value) == message
+
+
+def test_a_handle_of_another_compiler_is_refused() -> None:
+    artifact = Artifact("recording", "submod_0", SMALL, b"payload")
+    for name in ("inductor", "eager"):
+        with pytest.raises(CompilerError, match=f"Compiler '{name}' was handed an artifact it did not make"):
+            tp.make_compiler(name).load(artifact)
+
+
+def test_a_piece_that_fails_names_itself_and_its_range() -> None:
+    made = manager(compiler=RecordingCompiler(failing=["graph"]))
+    with pytest.raises(PieceCompileError, match=r"graph failed to compile for sizes \[1, 8\] with"):
+        made.compile(piece(), SMALL)
+
+
+def test_a_piece_that_fails_runs_eagerly_where_that_is_wanted() -> None:
+    made = manager(compiler=RecordingCompiler(failing=["graph"]), on_piece_error="eager")
+    x = torch.randn(3, 4)
+    assert torch.equal(made.compile(piece(), SMALL)(3, x)[0], torch.sin(x) + 1)
+
+
+def test_what_is_no_piece_is_refused() -> None:
+    with pytest.raises(CompileError, match="This is not a piece"):
+        manager().compile(torch.sin)  # type: ignore[arg-type]
+    graph = torch.fx.Graph()
+    graph.output((graph.placeholder("x"),))
+    with pytest.raises(CompileError, match="it computes nothing"):
+        manager().load(GraphModule(torch.nn.Module(), graph), example_inputs=[torch.randn(3)])
+
+
+def test_a_graph_without_example_values_is_asked_for_some() -> None:
+    with pytest.raises(CompileError) as caught:
+        manager().compile(torch.fx.symbolic_trace(torch.nn.ReLU()))
+    assert str(caught.value) == (
+        "This graph does not say what its inputs are\n"
+        "  expected: example_inputs, one for each of input\n"
+        "  got: 0 of them\n"
+        "  to do: give tensors like those it will be called with; fake ones keep sizes dynamic"
+    )
