@@ -130,6 +130,47 @@ class ChangesItsBuffer(Buffered):
         return self.linear(x) * self.scale
 
 
+class Holder:
+    """Keeps what the model puts into it."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+
+
+HOLDER = Holder()
+
+
+class AddsToAHolder(Base):
+    """Changes a list that the model made in the trace and that it reaches without an argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        HOLDER.found.append(y)
+        return y
+
+
+class ReadsAHolder(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + HOLDER.found[-1]
+
+
+class FillsAHolder(nn.Module):
+    """Gives the holder a new list, which blocks read; adds to it halfway."""
+
+    def __init__(self, block: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(block(index) for index in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        HOLDER.found = [x]
+        for index, layer in enumerate(self.layers):
+            if index == 4:
+                HOLDER.found.append(x)
+            x = layer(x)
+        return x
+
+
 class Counts(Base):
     def __init__(self, index: int) -> None:
         super().__init__(index)

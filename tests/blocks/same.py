@@ -15,6 +15,9 @@ from torch.fx.node import map_arg
 from torch_piecewise.torch_private.block_views import spec
 from torch_piecewise.torch_private.dynamo import RawCapture, capture_fullgraph
 
+NUMBERS = re.compile(r"builtins_dict___\d+|_\d+_c\d+")
+"""What Dynamo numbers anew in each trace."""
+
 SETTINGS: dict[str, Any] = {
     "automatic_dynamic_shapes": False,
     "automatic_dynamic_local_pgo": False,
@@ -100,14 +103,14 @@ def memory(raw: RawCapture) -> list[tuple[int, ...]]:
 
 
 def reads(raw: RawCapture) -> set[str]:
-    """What the trace read; Dynamo numbers the builtins of each trace anew."""
-    return {re.sub(r"builtins_dict___\d+", "builtins", str(guard)) for guard in raw.guards}
+    """What the trace read; Dynamo numbers the builtins and some objects of each trace anew."""
+    return {NUMBERS.sub("numbered", str(guard)) for guard in raw.guards}
 
 
 def code_facts(code: types.CodeType) -> list[tuple[str, str]]:
     """The steps of a code object; what its tables list beside those differs from trace to trace."""
     steps = [(one.opname, one.argval) for one in dis.get_instructions(code)]
     return [
-        (name, str(code_facts(value)) if isinstance(value, types.CodeType) else repr(value))
+        (name, str(code_facts(value)) if isinstance(value, types.CodeType) else NUMBERS.sub("", repr(value)))
         for name, value in steps
     ]

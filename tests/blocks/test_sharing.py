@@ -41,6 +41,8 @@ STACKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "a parent that is asked for the last block": (m.with_parents, 0),
     "a global": (lambda: m.Stack(m.ReadsAGlobal), ALL),
     "a global that is bound anew": (m.MovesAGlobal, 2),
+    "a new list on an object outside, added to": (lambda: m.FillsAHolder(m.AddsToAHolder), 0),
+    "a new list on an object outside, read": (lambda: m.FillsAHolder(m.ReadsAHolder), 0),
     "a counter": (lambda: m.Stack(m.Counts), 0),
     "an attribute that keeps a result": (lambda: m.Stack(m.Kept), 0),
     "a counter outside": (lambda: m.CountsOutside(m.Plain), 0),
@@ -136,6 +138,24 @@ def test_a_cache_object_that_grows_is_traced_plainly(no_grad: None) -> None:
 
 def test_a_number_read_from_a_cache_object_is_shared(no_grad: None) -> None:
     assert both(m.WithCache(m.ReadsACachesLength), torch.rand(6, m.WIDTH), m.Cache()).blocks_shared > 0
+
+
+@pytest.mark.slow
+def test_a_transformers_llama_is_copied_from_its_third_layer_on(no_grad: None) -> None:
+    """The first layer alone reads what all share (its class, its config)."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(0, 64, (2, 7))
+    assert both(lambda ids: model(input_ids=ids, use_cache=False).logits, ids).blocks_shared >= 3
+    assert both(model.model, ids, use_cache=False).blocks_shared >= 3
 
 
 def test_why_a_block_was_traced_by_itself_is_told(no_grad: None, caplog: pytest.LogCaptureFixture) -> None:

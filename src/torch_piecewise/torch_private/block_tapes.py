@@ -200,13 +200,13 @@ class Recorder:
         self.spoiled: set[str] = set()
         self._tx = tx
         self._last = output.graph._root.prev
-        self._known_inputs = frozenset(output.current_tracer.input_name_to_proxy)
+        known = output.current_tracer.input_name_to_proxy.values()
+        self._known_inputs = frozenset(proxy.node for proxy in known)
         self._counts = _counts(output)
         self._guards = set(output.guards)
         self._leaf_specs = [None if is_waiting(one) else _leaf_spec(one) for one in view.leaves]
         self._outer_stack = dict(tx.nn_module_stack)
         self._calls = dict(tx.num_calls)
-        _check_entangled(output.side_effects)
 
     def tape(self, result: VariableTracker) -> Tape:
         """What happened, once the call has returned ``result``.
@@ -306,7 +306,7 @@ class Recorder:
         return Step(node, node.op, node.target, node.args, {}, None, Origin((), "", ""), None, None)
 
     def _is_new(self, node: Node) -> bool:
-        return node.op == "placeholder" and node.name not in self._known_inputs
+        return node.op == "placeholder" and node not in self._known_inputs
 
     def _origin(self, node: Node) -> Origin:
         trace, outer = node.meta.get("stack_trace", ""), self.around.outer_trace
@@ -520,15 +520,22 @@ def _is_from_input(symbol: Any, shape_env: Any) -> bool:
     return bool(shape_env.var_to_sources.get(symbol))
 
 
-def _check_entangled(effects: Any) -> None:
-    """Refuse where an outside object was given a container, through which the block could change things."""
+def held_outside(effects: Any) -> dict[int, VariableTracker]:
+    """By ``id``, what hangs on objects and containers that the trace changed, directly or not.
+
+    A block can reach it without an argument; so changing it counts like changing what it hangs on.
+    """
+    found: dict[int, VariableTracker] = {}
+
+    def keep(variable: VariableTracker) -> None:
+        found[id(variable)] = variable
+
     for item, attributes in effects.store_attr_mutations.items():
-        outside = item.source is not None
-        if outside and not all(isinstance(v, ConstantVariable | TensorVariable) for v in attributes.values()):
-            raise NotAlike("an object outside was given a new container before")
+        VariableTracker.visit(keep, (item, dict(attributes)))
     for variable in effects.id_to_variable.values():
         if variable.source is not None and getattr(variable.mutation_type, "is_modified", False):
-            raise NotAlike("a container outside was changed before")
+            VariableTracker.visit(keep, variable)
+    return found
 
 
 def _held_tensors(block: Module) -> frozenset[int]:

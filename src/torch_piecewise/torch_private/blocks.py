@@ -25,7 +25,7 @@ from torch._dynamo.variables.nn_module import UnspecializedNNModuleVariable
 from torch.nn import Module
 
 from torch_piecewise.torch_private.block_copies import Copy, CopyFailed, own_object
-from torch_piecewise.torch_private.block_tapes import Label, Recorder, Surroundings, Tape
+from torch_piecewise.torch_private.block_tapes import Label, Recorder, Surroundings, Tape, held_outside
 from torch_piecewise.torch_private.block_views import Arguments, NotAlike, difference
 
 logger = logging.getLogger("torch_piecewise")
@@ -64,6 +64,7 @@ class Blocks:
         self._tries: Counter[type] = Counter()
         self._recorders: list[Recorder] = []
         self._epoch = 0
+        self._held: dict[int, VariableTracker] = {}
 
     def call(
         self, plain: Callable[..., VariableTracker], variable: Any, tx: Any, args: Any, kwargs: Any
@@ -125,6 +126,7 @@ class Blocks:
         except NotAlike as reason:
             self._note(kind, reason)
             return plain(variable, tx, args, kwargs)
+        self._held |= held_outside(tx.output.side_effects)
         self.active = True
         self._recorders.append(recorder)
         try:
@@ -164,7 +166,7 @@ class Blocks:
     def changed(self, item: VariableTracker) -> None:
         """Something is about to change ``item``."""
         existing = isinstance(item.mutation_type, AttributeMutationExisting | ValueMutationExisting)
-        outside = existing or item.source is not None
+        outside = existing or item.source is not None or id(item) in self._held
         self._epoch += outside
         for recorder in self._recorders:
             if outside or id(item) in recorder.view.seen:
