@@ -99,7 +99,13 @@ class ConfigFields:
     )
     use_inductor_graph_partition: bool = field(
         default=False,
-        metadata=_is(Bool(), "Inductor partitions its own code instead of the graph being cut.", "backend"),
+        metadata=_is(
+            Bool(),
+            "Inductor partitions its own code instead of the graph being cut: the graph is one piece, and "
+            "Inductor is told the splitting_ops, which have to be operations. It partitions GPU code only, "
+            "and where it captures CUDA graphs itself (inductor_compile_config={'triton.cudagraphs': True}).",
+            "inductor_partition",
+        ),
     )
 
     # Which sizes change, and what is assumed about them
