@@ -531,7 +531,7 @@ def test_contradictory_fields_are_an_error_that_names_both(first, second, fields
     [
         {"cudagraph_mode": "full", "mode": "trace_once"},
         {"cudagraph_mode": "full", "splitting_ops": []},
-        {"cudagraph_mode": "piecewise", "splitting_ops": [], "use_inductor_graph_partition": True},
+        {"cudagraph_mode": "full", "splitting_ops": [], "use_inductor_graph_partition": True},
         {"dispatch_on": "x.1", "dynamic_arg_dims": {"x": -1}},
         {"dispatch_on": "x.1", "dynamic_arg_dims": {"x": 0}, "mark_unbacked_dims": {"x": 1}},
         {"guards": "none"},

@@ -241,3 +241,31 @@ def test_parameters_replaced_while_others_run_are_old_or_new_never_mixed() -> No
 
     together(serve, serve, replace)
     assert tp.program_of(model).stats.traces == 1
+
+
+@pytest.mark.slow
+@pytest.mark.inductor
+def test_programs_that_inductor_makes_at_once_are_each_right() -> None:
+    models = [nn.Sequential(nn.Linear(4, 4), activation()) for activation in (nn.Tanh, nn.Sigmoid, nn.SiLU)]
+    compiled = [
+        tp.compile(
+            copy.deepcopy(model),
+            disable_cache=True,
+            compile_threads=1,
+            compile_ranges_endpoints=[4],
+            dynamic_arg_dims={"input": 0},
+        )
+        for model in models
+    ]
+    inputs = [torch.randn(size, 4) for size in (1, 3, 9)]
+
+    def calls(index: int) -> Callable[[], None]:
+        def work() -> None:
+            for x in inputs:
+                torch.testing.assert_close(compiled[index](x), models[index](x))
+
+        return work
+
+    together(*(calls(index) for index in range(3)))
+    for one in compiled:
+        assert tp.program_of(one).stats.artifacts_compiled == 2

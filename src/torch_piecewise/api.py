@@ -16,7 +16,6 @@ from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.ignoring import Decision, decide, decided, is_ignored
 from torch_piecewise.torch_private import modules
-from torch_piecewise.unbuilt import refuse_unbuilt
 from torch_piecewise.whole_model import WHOLE_MODES
 
 
@@ -70,9 +69,7 @@ def compile(
 
 def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
     base = config if config is not None else Config()
-    settings = (base.replace(**fields) if fields else base).with_env()
-    refuse_unbuilt(settings)
-    return settings
+    return (base.replace(**fields) if fields else base).with_env()
 
 
 def _compile(target: Any, *, request: Request) -> Any:

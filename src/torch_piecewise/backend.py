@@ -44,7 +44,6 @@ from torch_piecewise.torch_private.nodes import (
 )
 from torch_piecewise.torch_private.shapes import ShapeEnv, dim_text
 from torch_piecewise.trace_facts import TracedCall, replay_facts
-from torch_piecewise.unbuilt import refuse_unbuilt
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -62,7 +61,8 @@ class Workshop:
         self.config = config
         self.bus = bus
         self._managers = managers
-        self._policy = CutPolicy.of(() if config.mode == "trace_once" else config.splitting_ops)
+        uncut = config.mode == "trace_once" or config.use_inductor_graph_partition
+        self._policy = CutPolicy.of(() if uncut else config.splitting_ops)
 
     def build(
         self,
@@ -189,7 +189,6 @@ class PiecewiseCompileBackend:
     ) -> None:
         base = config if config is not None else Config.from_env()
         self.config = base.replace(**fields) if fields else base
-        refuse_unbuilt(self.config)
         if self.config.mode == "stock_torch_compile":
             raise ConfigError(
                 "A backend of torch.compile cannot hand its graph to torch.compile",

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from torch_piecewise.baking_cli import bake
 from torch_piecewise.cache_cli import cache
 from torch_piecewise.errors import PiecewiseError
 from torch_piecewise.seeing_cli import doctor, explain, report
@@ -36,7 +37,7 @@ def demo(prompt: str | None, new_tokens: int, compare: bool, torch_compile: bool
     sys.exit(0 if same else 1)
 
 
-for verb in (cache, report, explain, doctor):
+for verb in (bake, cache, report, explain, doctor):
     commands.add_command(verb)
 
 

@@ -38,7 +38,6 @@ from torch_piecewise.observing import Observed
 from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.tags import ModelTag, current_tag
 from torch_piecewise.torch_private.modules import raised_by_model, traceable_call
-from torch_piecewise.unbuilt import refuse_unbuilt
 from torch_piecewise.whole_model import WHOLE_MODES, dims_of_mode, whole_call
 
 if TYPE_CHECKING:
@@ -105,7 +104,6 @@ class CompiledCall:
         declared: Callable[..., Any] | None = None,
         tag: str | None = None,
     ) -> None:
-        refuse_unbuilt(config)
         self.config = config
         self.tag: ModelTag = current_tag(tag)
         self.counters = Counters()

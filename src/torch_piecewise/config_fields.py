@@ -99,7 +99,13 @@ class ConfigFields:
     )
     use_inductor_graph_partition: bool = field(
         default=False,
-        metadata=_is(Bool(), "Inductor partitions its own code instead of the graph being cut.", "backend"),
+        metadata=_is(
+            Bool(),
+            "Inductor partitions its own code instead of the graph being cut: the graph is one piece, and "
+            "Inductor is told the splitting_ops, which have to be operations. It partitions GPU code only, "
+            "and where it captures CUDA graphs itself (inductor_compile_config={'triton.cudagraphs': True}).",
+            "inductor_partition",
+        ),
     )
 
     # Which sizes change, and what is assumed about them
@@ -452,8 +458,8 @@ class ConfigFields:
         default=None,
         metadata=_is(
             OrNone(Dotted(("aot_inductor", "inductor"))),
-            "Compiler that compiles every piece once more in the background, for what runs from then on and "
-            "for later starts: 'aot_inductor' behind 'inductor'. None: what `backend` makes stays.",
+            "Compiler that compiles every piece once more in the background, for later calls and starts: "
+            "'aot_inductor' behind 'inductor'. None: what `backend` makes stays.",
             "backend",
             keyed=False,
         ),

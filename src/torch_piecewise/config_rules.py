@@ -52,14 +52,27 @@ def _misses_need_a_cache(values: Values) -> ConfigError | None:
 
 
 def _partition_needs_inductor(values: Values) -> ConfigError | None:
-    if not values["use_inductor_graph_partition"] or values["backend"] != "eager":
+    if not values["use_inductor_graph_partition"] or values["backend"] in ("inductor", "inductor_memory"):
         return None
     return _clash(
         "use_inductor_graph_partition",
         "backend",
-        "a backend that calls Inductor",
+        "backend='inductor' or 'inductor_memory', which generate code that can be partitioned",
         values,
         "set backend='inductor', or use_inductor_graph_partition=False to cut the FX graph",
+    )
+
+
+def _partitions_are_inductors(values: Values) -> ConfigError | None:
+    if not values["use_inductor_graph_partition"] or not values["cudagraph_mode"].has_piecewise_cudagraphs():
+        return None
+    return _clash(
+        "use_inductor_graph_partition",
+        "cudagraph_mode",
+        "one that captures the pieces: this library those of a cut graph, or Inductor its own partitions",
+        values,
+        "set use_inductor_graph_partition=False; or cudagraph_mode='none' and "
+        "inductor_compile_config={'triton.cudagraphs': True}, with which Inductor captures its partitions",
     )
 
 
@@ -189,6 +202,7 @@ RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
     _dispatch_is_dynamic,
     _misses_need_a_cache,
     _partition_needs_inductor,
+    _partitions_are_inductors,
     _passes_need_inductor,
     _graph_mode_needs_mode,
     _pieces_need_cuts,

@@ -11,7 +11,13 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from torch_piecewise.cut_policy import CutPolicy, SplittingOp
-from torch_piecewise.normalize import copy_node, expand_size_tuples, is_getitem, normalize
+from torch_piecewise.normalize import (
+    copy_node,
+    expand_size_tuples,
+    is_getitem,
+    normalize,
+    repeat_size_arithmetic,
+)
 from torch_piecewise.regions import OpenRegions
 from torch_piecewise.torch_private.nodes import example_value, graph_module
 from torch_piecewise.torch_private.ops import op_base_name
@@ -90,6 +96,8 @@ def plan_split(graph: GraphModule, policy: CutPolicy) -> SplitPlan:
     warnings = tuple(policy.unmatched(graph.graph))
     assignment = _assign(graph.graph, policy)
     if expand_size_tuples(graph, lambda node: _crosses(node, assignment.piece_of)):
+        assignment = _assign(graph.graph, policy)
+    if repeat_size_arithmetic(graph, assignment.piece_of, assignment.cuts):
         assignment = _assign(graph.graph, policy)
     assignment = _merge_allocations(assignment)
     module, items = _build(graph, assignment)

@@ -39,8 +39,9 @@ function look() {
   found.cells = doc.querySelectorAll(".ribbon .cell").length;
   const rects = [...doc.querySelectorAll("svg .piece rect, svg .cutbox rect")];
   found.drawn = rects.every((one) => box(one).height > 8);
-  found.outside = [...doc.querySelectorAll("svg .piece text")].filter((text) =>
-    box(text).right > box(text.parentNode.querySelector("rect")).right).length;
+  const frame_of = (text) => box(text.parentNode.querySelector("rect"));
+  found.outside = [...doc.querySelectorAll("svg .piece text, svg .cutbox text")].filter((text) =>
+    box(text).right > frame_of(text).right || box(text).left < frame_of(text).left).length;
   const shown = () => [...doc.querySelectorAll("article.kind:not([hidden])")].map((one) => one.dataset.kind);
   found.first = shown();
   for (const one of [...doc.querySelectorAll("svg .piece")].reverse()) {

@@ -44,7 +44,7 @@ def many_kinds(count: int) -> Report:
         for kind in kinds
         for step in (
             Step(name=kind.pieces[0], letter=kind.letter),
-            Step(calls=("a_namespace::attention_with_output",)),
+            Step(calls=("a_long_namespace_of_operations::unified_attention_with_output",)),
         )
     )
     facts = ProgramFacts({}, "", (), (), kinds, steps, (Fold(steps, 1),))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import torch_piecewise as tp
 from tests.graphs import Stack
@@ -16,7 +17,7 @@ from torch_piecewise.events import PhaseEnded, PieceCompiled, StoreLookup
 from torch_piecewise.events_recorder import Recorded, Recorder
 from torch_piecewise.program import Sizes
 from torch_piecewise.ranges import Range
-from torch_piecewise.report import as_json, from_json
+from torch_piecewise.report import as_json, from_json, show
 from torch_piecewise.report.collect import letter
 from torch_piecewise.report.facts import Step
 from torch_piecewise.report.flow import folded
@@ -129,6 +130,30 @@ def steps(labels: str) -> list[Step]:
 def test_what_repeats_is_written_once(labels: str, expected: list[tuple[str, int]]) -> None:
     found = [("".join(step.letter for step in fold.steps), fold.times) for fold in folded(steps(labels))]
     assert found == expected
+
+
+def test_conditions_are_told_by_the_arguments_names() -> None:
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    compiled = tp.compile(add, backend="eager", dynamic_arg_dims={"x": 0, "y": 0}, disable_cache=True)
+    compiled(torch.randn(5), torch.randn(5))
+    (program,) = tp.program_of(compiled).report().programs
+    (condition,) = program.relations
+    assert condition in {"Eq(x.size(0), y.size(0))", "Eq(y.size(0), x.size(0))"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("L['ids'].size()[0]", "ids.size(0)"),
+        ("L['kwargs']['input_ids'].size()[1]", "input_ids.size(1)"),
+        ("L['kwargs']['a'].size()[1] + L['b'].size()[0]", "a.size(1) + b.size(0)"),
+        ("args[3].size(1)", "args[3].size(1)"),
+    ],
+)
+def test_a_size_is_told_by_the_arguments_name(text: str, shown: str) -> None:
+    assert show.reader(text) == shown
 
 
 def test_letters_go_on_after_z() -> None:

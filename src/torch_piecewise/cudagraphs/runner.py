@@ -323,7 +323,7 @@ class StaticGraphRunner:
             raise StaticGraphError(
                 "Sizes cannot be captured before the inputs of a call are known",
                 expected="an example of a call's arguments, or a call before",
-                hint="pass example=(...) to warmup, or call the model once first",
+                hint="call the model once first, or pass example=(...) to the runner's warmup",
             )
         return self._template
 

@@ -38,7 +38,6 @@ from torch_piecewise.integrations.attention_cut import (
 )
 from torch_piecewise.integrations.reserved_cache import reserve
 from torch_piecewise.torch_private import modules
-from torch_piecewise.unbuilt import refuse_unbuilt
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -361,6 +360,4 @@ def _settings(model: PreTrainedModel, config: Config | None, fields: dict[str, A
     known = inspect.signature(model.forward).parameters
     dims = {name: {1: "length", 0: "batch"} for name in _DYNAMIC if name in known}
     cuts = [*(base.splitting_ops or ()), attention.name]
-    settings = base.replace(dynamic_arg_dims=dims, splitting_ops=cuts)
-    refuse_unbuilt(settings)
-    return settings
+    return base.replace(dynamic_arg_dims=dims, splitting_ops=cuts)

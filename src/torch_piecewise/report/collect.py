@@ -18,9 +18,11 @@ from torch_piecewise.manager import Ready
 from torch_piecewise.piece import EagerPiece
 from torch_piecewise.program import PieceInfo, Program
 from torch_piecewise.ranges import Range
+from torch_piecewise.relations import readable
 from torch_piecewise.report.facts import Built, Kind, ProgramFacts, Report, Timed
 from torch_piecewise.report.flow import folded, steps_of
 from torch_piecewise.report.operations import input_text, name_of, operations_of, title_of
+from torch_piecewise.report.show import reader
 from torch_piecewise.report.timeline import lookups_of, moments_of, spans_of
 from torch_piecewise.report.use import use_of
 
@@ -105,13 +107,14 @@ def _program(
     constants = program.stitched.constants
     steps = steps_of(program.stitched, letters, lambda name: name_of(constants[name]))
     sizes = program.sizes
+    named = {symbol: reader(source) for symbol, source in sizes.names.items()}
     config = recording.config
     captured = config.resolved_capture_sizes() if config.cudagraph_mode else ()
     return ProgramFacts(
         symbols=dict(sizes.names),
         dispatch=sizes.dispatch or "",
         ranges=tuple(map(str, (*sizes.ranges, *(Range(size, size) for size in sizes.exact)))),
-        relations=tuple(relation.text for relation in program.relations),
+        relations=tuple(readable(relation.text, named) for relation in program.relations),
         kinds=kinds,
         steps=tuple(steps),
         folds=tuple(folded(steps)),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch_piecewise.report.facts import Fold, Kind, Step
-from torch_piecewise.report.show import count, cut_short
+from torch_piecewise.report.show import count, cut_short, op_label
 
 WIDTH = 360
 _LEFT, _BOX = 14, 272
@@ -75,7 +75,7 @@ def drawing_of(folds: Sequence[Fold], kinds: Sequence[Kind]) -> Drawing:
 def _box(step: Step, y: int, kinds: dict[str, Kind], times: int) -> Box:
     if not step.letter:
         inset = 36
-        title = cut_short(", ".join(dict.fromkeys(step.calls)), 30)
+        title = cut_short(", ".join(dict.fromkeys(map(op_label, step.calls))), 24)
         return Box(_LEFT + inset, y, _BOX - 2 * inset, _CUT, "", title)
     kind = kinds[step.letter]
     name = step.name if times == 1 else f"{step.name} and {times - 1} more"

@@ -67,6 +67,11 @@ class Shown:
         return sum(bool(step.letter) for step in self.facts.steps)
 
     @property
+    def has_figures(self) -> bool:
+        """Whether anything of it was measured or counted."""
+        return self.most_calls > 0 or any(kind.timed for kind in self.facts.kinds)
+
+    @property
     def most_calls(self) -> int:
         """Of the range that is used most."""
         return max((one.calls for one in self.facts.use or ()), default=0)

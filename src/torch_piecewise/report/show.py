@@ -8,7 +8,7 @@ from collections.abc import Sequence
 _HUES = (212, 28, 152, 330, 262, 50, 186, 4, 96, 290, 236, 128)
 NOTHING = "\N{EN DASH}"
 _GOLDEN_ANGLE = 137.5
-_READER = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+_READER = re.compile(r"L(?:\['\w+'\])*\['(\w+)'\]\.size\(\)\[(\d+)\]")
 
 
 def hue(number: int) -> int:
@@ -57,6 +57,11 @@ def range_text(text: str) -> str:
 def cut_short(text: str, length: int) -> str:
     """``text``, its end left out where it is longer than ``length``."""
     return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
+
+
+def op_label(name: str) -> str:
+    """An operation's name, without where it is from if that makes it long."""
+    return name if len(name) <= 24 else name.rpartition("::")[2].rpartition(".")[2]
 
 
 def first_and_last(names: Sequence[str], most: int = 6) -> str:

@@ -1,0 +1,58 @@
+"""``torch-piecewise bake``: one bundle from a function that makes a model."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from torch_piecewise.errors import ConfigError
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:FUNCTION")
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--signing-key-file", type=click.Path(path_type=Path), help="Sign with this key; tp.load checks it."
+)
+def bake(target: str, path: Path, signing_key_file: Path | None) -> None:
+    """Compile a model ahead of time into one file that starts with only torch.
+
+    MODULE:FUNCTION is called without arguments and returns the model, the example inputs (a tuple, or a dict
+    of keyword arguments), and a dict of settings, which may be left out. MODULE is looked for in this folder
+    too.
+    """
+    sys.path.insert(0, "")
+    model, inputs, fields = _made(target)
+    # Imported for its cost: it loads what compiles.
+    from torch_piecewise.baking import bake as bake_model
+
+    if signing_key_file is not None:
+        fields = {**fields, "signing_key_file": str(signing_key_file)}
+    bake_model(model, inputs, path, **fields)
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _made(target: str) -> tuple[Any, Any, dict[str, Any]]:
+    module, _, name = target.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{target!r} does not name a function",
+            expected="MODULE:FUNCTION, like mypackage.serving:make",
+            got=str(error),
+            hint="check the spelling, and that the module can be imported from this folder",
+        ) from error
+    made = function()
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        raise ConfigError(
+            f"{target} returned nothing that can be baked",
+            expected="(model, example inputs) or (model, example inputs, settings)",
+            got=type(made).__name__,
+        )
+    model, inputs, *rest = made
+    return model, inputs, dict(rest[0]) if rest else {}

@@ -1,0 +1,56 @@
+"""``use_inductor_graph_partition``: the splitting ops told to Inductor, which cuts its own generated code.
+
+The graph is compiled whole, so Inductor fuses and plans memory across the cuts as far as they allow; its code
+calls one function for each part between them. Inductor makes such functions for GPU code only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch_piecewise.config import Config
+from torch_piecewise.cut_policy import DEFAULT_SPLITTING_OPS, CutPolicy
+from torch_piecewise.errors import ConfigError
+from torch_piecewise.splitting_ops import SplittingOp
+
+
+def partition_settings(config: Config) -> dict[str, Any]:
+    """Inductor's settings for partitioning under ``config``; empty where it does not partition.
+
+    Raises:
+        ConfigError: an entry of ``splitting_ops`` is no operation.
+        SplitError: an entry names nothing that exists.
+    """
+    if not config.use_inductor_graph_partition:
+        return {}
+    ops = () if config.mode == "trace_once" else partition_ops(config.splitting_ops)
+    return {"graph_partition": True, "custom_should_partition_ops": list(ops)}
+
+
+def partition_ops(splitting_ops: Sequence[str | type | Callable[..., Any]] | None) -> tuple[str, ...]:
+    """The names by which Inductor knows the operations to cut at (``ns::op``, ``ns::op.overload``).
+
+    Args:
+        splitting_ops: as in ``Config``; None stands for the attention operations torch knows, as Inductor
+            sees them: below ``torch.nn.functional``.
+
+    Raises:
+        ConfigError, SplitError: as :func:`partition_settings`.
+    """
+    if splitting_ops is None:
+        return tuple(name for name in DEFAULT_SPLITTING_OPS if name.startswith("aten::"))
+    CutPolicy.of(splitting_ops)  # refuses a name that does not exist
+    return tuple(_name(entry) for entry in splitting_ops)
+
+
+def _name(entry: Any) -> str:
+    name = entry.name if isinstance(entry, SplittingOp) else entry
+    if isinstance(name, str) and "::" in name and not name.startswith("higher_order::"):
+        return name
+    raise ConfigError(
+        "use_inductor_graph_partition cuts at operations only",
+        expected="splitting_ops with names such as 'mylib::attention' or 'aten::mm.default'",
+        got=repr(entry),
+        hint="name the operation, or set use_inductor_graph_partition=False to cut the traced graph",
+    )
