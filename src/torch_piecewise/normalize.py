@@ -23,11 +23,13 @@ _SIZE_ARITHMETIC = frozenset(
 
 def normalize(graph_module: GraphModule) -> GraphModule:
     """Inline nested regions and bring each ``getitem`` to its producer; returns the same module."""
-    while inline_nested_regions(graph_module):
-        pass
-    move_getitems_to_producers(graph_module)
+    changed = 0
+    while inlined := inline_nested_regions(graph_module):
+        changed += inlined
+    changed += move_getitems_to_producers(graph_module)
     graph_module.graph.lint()
-    graph_module.recompile()
+    if changed:  # writing a large graph's code takes as long as cutting it
+        graph_module.recompile()
     return graph_module
 
 
@@ -154,8 +156,12 @@ def _drop_unused_attributes(graph_module: GraphModule) -> None:
     graph_module.delete_all_unused_submodules()
 
 
-def move_getitems_to_producers(graph_module: GraphModule) -> None:
-    """Place every ``getitem`` directly behind the node it takes from, so that no tuple is cut off."""
+def move_getitems_to_producers(graph_module: GraphModule) -> int:
+    """Place every ``getitem`` directly behind the node it takes from, so that no tuple is cut off.
+
+    Returns how many were moved.
+    """
+    moved = 0
     for node in list(graph_module.graph.nodes):
         if not is_getitem(node) or not isinstance(node.args[0], Node):
             continue
@@ -168,6 +174,8 @@ def move_getitems_to_producers(graph_module: GraphModule) -> None:
             anchor = anchor.next
         if anchor.op != "placeholder" and anchor.next is not node:
             anchor.append(node)
+            moved += 1
+    return moved
 
 
 def is_getitem(node: Node) -> bool:

@@ -19,7 +19,7 @@ from torch_piecewise.normalize import (
     repeat_size_arithmetic,
 )
 from torch_piecewise.regions import OpenRegions
-from torch_piecewise.torch_private.nodes import example_value
+from torch_piecewise.torch_private.nodes import example_value, graph_module
 from torch_piecewise.torch_private.ops import op_base_name
 from torch_piecewise.torch_private.shapes import dim_text, symbol_names
 
@@ -245,7 +245,7 @@ class _Builder:
         result = self.outer.output(map_arg(output.args[0], self._outer_value))
         result.meta.update(output.meta)
         self.outer.lint()
-        module = GraphModule(self.root, self.outer)
+        module = graph_module(self.root, self.outer)
         module.meta.update(self.source.meta)
         return module
 
@@ -312,7 +312,7 @@ class _Builder:
         results = tuple(copies[node] for node in outputs)
         graph.output(results)
         graph.lint()
-        return GraphModule(root, graph, class_name=name)
+        return graph_module(root, graph, name)
 
 
 def _is_size(node: Node) -> bool:
