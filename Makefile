@@ -11,7 +11,7 @@ TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint types floors bench clean
+.PHONY: help install demo test slow lint types floors docs bench clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,11 +52,20 @@ types: install ## Types of src and tools
 floors: install ## Imports run downward only
 	$(BIN)/python tools/check_floors.py
 
+DOCS_STAMP := $(VENV)/.docs
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_STAMP) ## The pages as a site, in site/; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: install ## Measure; one question a file
 	for file in benchmarks/compile_by_depth.py benchmarks/runner_cost.py benchmarks/start_up.py; do \
 		echo "== $$file"; $(BIN)/python $$file || exit 1; \
 	done
 
 clean: ## Remove what was made here, .venv too
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist site src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

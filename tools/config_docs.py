@@ -75,6 +75,23 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 HEAD = """\
 <!-- Written by tools/config_docs.py from src/torch_piecewise/config_fields.py; edit those. -->
 
+<!-- setup
+import os
+
+import torch
+import torch_piecewise as tp
+
+os.environ["TORCH_PIECEWISE_BACKEND"] = "inductor"
+
+
+class Model(torch.nn.Module):
+    def forward(self, input_ids: torch.Tensor, positions=None):
+        return input_ids
+
+
+model = Model()
+-->
+
 # Settings
 
 Every setting is a field of `tp.Config`. It can be given to `tp.compile`, to a `tp.Config` that several models
