@@ -7,7 +7,7 @@ from architecture_models import ARCHITECTURES
 from architectures import Outcome, table, try_architecture
 
 BY_NAME = {one.name: one for one in ARCHITECTURES}
-KNOWN_NOT_TO_COMPILE: set[str] = set()
+KNOWN_NOT_TO_COMPILE = {"RecurrentGemma", "RWKV"}  # loops over the length
 
 
 def test_every_architecture_is_listed_once() -> None:

@@ -430,3 +430,15 @@ def test_a_graph_without_example_values_is_asked_for_some() -> None:
         "  got: 0 of them\n"
         "  to do: give tensors like those it will be called with; fake ones keep sizes dynamic"
     )
+
+
+@pytest.mark.inductor
+def test_a_piece_that_records_gradients_has_them_and_is_not_kept(tmp_path: Path) -> None:
+    with torch.enable_grad():
+        made = tp.CompilerManager(tp.Config(backend="inductor"))
+        made.initialize_cache(tmp_path)
+        x = torch.randn(5, requires_grad=True)
+        run = made.compile(traced(lambda x: torch.sin(x) + 1, x))
+        run(x)[0].sum().backward()
+    torch.testing.assert_close(x.grad, torch.cos(x.detach()))
+    assert made.save_to_file() == 0

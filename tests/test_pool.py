@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.graph_bytes import from_bytes
+from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.piece import Piece
-from torch_piecewise.pool import CompilePool, CompileTask, default_workers
+from torch_piecewise.pool import CompilePool, CompileTask, _portable, default_workers
 from torch_piecewise.ranges import Range
 
 
@@ -88,3 +91,32 @@ def test_workers_are_one_fewer_than_the_threads_asked_for() -> None:
     assert default_workers(1) == 0
     assert default_workers(4) == 3
     assert default_workers(None) >= 0
+
+
+def looks(graph: torch.fx.Graph) -> int:
+    return 0
+
+
+def with_passes(*passes: Any) -> CompileTask:
+    made = task("a")
+    return dataclasses.replace(made, options=CompileOptions(passes=PassPlan().and_(passes)))
+
+
+def test_a_task_travels_with_passes_that_can_be_imported_elsewhere() -> None:
+    payload = _portable(with_passes(looks))
+    assert payload is not None
+    artifact = from_bytes(payload).run()[0]
+    assert artifact.compiler == "says_where"
+
+
+def test_a_task_with_a_pass_that_exists_only_here_stays_here() -> None:
+    assert _portable(with_passes(lambda graph: 0)) is None
+    CompilePool(workers=1).warm_up(SaysWhere(), with_passes(lambda graph: 0).options, frozenset({"cpu"}))
+
+
+def test_a_worker_with_other_code_of_a_pass_refuses_the_task() -> None:
+    payload = _portable(with_passes(looks))
+    assert payload is not None
+    sent = dataclasses.replace(from_bytes(payload), passes="as they were before an edit")
+    with pytest.raises(RuntimeError, match="the passes do something else here"):
+        sent.run()

@@ -314,3 +314,47 @@ def test_the_compiled_model_logs_that_warning(caplog: pytest.LogCaptureFixture, 
 
 def lambda_free(x: Tensor) -> Tensor:
     return x.sigmoid() + 1
+
+
+class Rows(torch.nn.Module):
+    """Layers that all ask how many rows there are, an expression over two sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = x.sin()
+            rows = x.shape[0] * x.shape[1]
+            order = torch.arange(2 * rows)[:rows]
+            x = x.cos()
+            x = (x.reshape(rows, -1) + order.unsqueeze(1)).view_as(x).sigmoid()
+        return x
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_an_expression_over_sizes_is_computed_where_it_is_needed_so_that_layers_stay_alike() -> None:
+    model = tp.compile(
+        Rows(),
+        backend="eager",
+        disable_cache=True,
+        splitting_ops=["aten::sigmoid"],
+        dynamic_arg_dims={"x": {0: "batch", 1: "length"}},
+    )
+    for shape in ((2, 5, 3), (3, 1, 3), (1, 4, 3)):
+        x = torch.randn(shape)
+        assert torch.equal(model(x), Rows()(x))
+    stats = tp.program_of(model).stats
+    assert (stats.traces, stats.pieces, stats.distinct_pieces) == (1, 4, 1)
+
+
+def test_an_expression_over_sizes_that_a_cut_takes_is_an_input_of_the_cut() -> None:
+    def repeats(x: Tensor, n: int) -> Tensor:
+        twice = n * 2
+        return (x + twice).sigmoid().repeat_interleave(twice, 0) + twice
+
+    graph = torch.fx.symbolic_trace(repeats)
+    for node in graph.graph.nodes:
+        node.meta["example_value"] = {"n": 3, "mul": 6}.get(node.name, torch.empty(2, 2))
+    module, items = split_graph(graph, [lambda node: node.target == "repeat_interleave"])
+    assert kinds(items) == "pcp"
+    assert [ops(item) for item in items] == [["mul", "add", "sigmoid"], ["repeat_interleave"], ["mul", "add"]]
+    x = torch.randn(2, 2)
+    assert torch.equal(module(x, 3), repeats(x, 3))

@@ -146,7 +146,6 @@ DECODERS = (
     _causal("Mamba", "Mamba", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "pad_token_id": 0}),
     _causal("RecurrentGemma", "RecurrentGemma", {**_HEAD_8, "attention_window_size": 8, "lru_width": 32, "block_types": ["recurrent", "attention"]}),
     _causal("RWKV", "Rwkv", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "attention_hidden_size": 32, "pad_token_id": 0}),
-    _causal("Jamba", "Jamba", {**_GQA, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False}),
 )  # fmt: skip
 
 
@@ -246,7 +245,7 @@ ONE_CALL = (
     _vision("DeiT", "DeiT", _VIT),
     _vision("DINOv2", "Dinov2", {**_VIT, "mlp_ratio": 2}),
     _vision("BEiT", "Beit", _VIT),
-    _vision("ConvNeXt", "ConvNext", {"image_size": 16, "patch_size": 4, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}),
+    _vision("ConvNeXt", "ConvNext", {"image_size": 16, "patch_size": 2, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}),
     _vision("ResNet", "ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}),
     _vision("Swin", "Swin", {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}),
     Architecture("CLIP", "CLIPConfig", "CLIPModel", {"text_config": _TEXT_TOWER, "vision_config": _VIT, "projection_dim": 16}, causal=False, inputs=_image_and_text, dims={**_IMAGE_DIMS, **_TEXT_DIMS}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from torch_piecewise.stitching import stitch
 from torch_piecewise.store.signing import load_key_file
 from torch_piecewise.torch_private import modules
 from torch_piecewise.torch_private.ops import op_name
+
+logger = logging.getLogger("torch_piecewise")
 
 _NAMES = """
     MISS GuardError lookup find find_under_modes violated modes_active owner state_of tail grad_enabled
@@ -303,7 +306,16 @@ class _Baker:
             "range": [serving.start, serving.end] if serving is not None else None,
             "pieces": pieces,
             "guards": list(dict.fromkeys(guards)),
+            "otherwise": self._otherwise() if guards else None,
         }
+
+    def _otherwise(self) -> dict[str, str] | None:
+        """The pieces as Python, for sizes that the compiler did not allow for; None where that cannot be."""
+        try:
+            return {info.name: self._as_python(info.name) for info in self.program.pieces.infos}
+        except BundleError as error:
+            logger.warning("sizes that the compiler did not allow for are refused: %s", error)
+            return None
 
     def _code_of(self, name: str, artifact: Artifact | None) -> str:
         if artifact is None or artifact.compiler == "eager":

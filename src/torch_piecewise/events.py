@@ -57,9 +57,17 @@ class PhaseEnded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCaptured(Event):
-    """Dynamo traced the model (or one of its graphs) once."""
+    """Dynamo traced the model (or one of its graphs) once.
+
+    Attributes:
+        nodes: of the graph, inputs counted.
+        blocks_shared: calls of modules that were copied from the trace of a module like them.
+        blocks_apart: of classes with several modules, why a call was traced by itself, by class name.
+    """
 
     nodes: int
+    blocks_shared: int = 0
+    blocks_apart: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,8 +297,8 @@ class Counters:
 
 def _counted(event: Event) -> list[tuple[str, int]]:
     match event:
-        case GraphCaptured():
-            return [("graphs_captured", 1)]
+        case GraphCaptured(blocks_shared=shared):
+            return [("graphs_captured", 1)] + ([("blocks_shared", shared)] if shared else [])
         case GraphSplit(pieces=pieces, cuts=cuts, distinct=distinct):
             return [("pieces", pieces), ("cuts", cuts), ("distinct_pieces", distinct)]
         case PieceCompileStarted():

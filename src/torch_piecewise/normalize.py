@@ -6,7 +6,7 @@ Every function changes the graph in place and keeps the order of its operations.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,14 +16,20 @@ from torch.fx.node import Argument, map_arg
 from torch_piecewise.torch_private.nodes import example_value
 from torch_piecewise.torch_private.shapes import dim_text
 
+_SIZE_ARITHMETIC = frozenset(
+    (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
+)
+
 
 def normalize(graph_module: GraphModule) -> GraphModule:
     """Inline nested regions and bring each ``getitem`` to its producer; returns the same module."""
-    while inline_nested_regions(graph_module):
-        pass
-    move_getitems_to_producers(graph_module)
+    changed = 0
+    while inlined := inline_nested_regions(graph_module):
+        changed += inlined
+    changed += move_getitems_to_producers(graph_module)
     graph_module.graph.lint()
-    graph_module.recompile()
+    if changed:  # writing a large graph's code takes as long as cutting it
+        graph_module.recompile()
     return graph_module
 
 
@@ -150,8 +156,12 @@ def _drop_unused_attributes(graph_module: GraphModule) -> None:
     graph_module.delete_all_unused_submodules()
 
 
-def move_getitems_to_producers(graph_module: GraphModule) -> None:
-    """Place every ``getitem`` directly behind the node it takes from, so that no tuple is cut off."""
+def move_getitems_to_producers(graph_module: GraphModule) -> int:
+    """Place every ``getitem`` directly behind the node it takes from, so that no tuple is cut off.
+
+    Returns how many were moved.
+    """
+    moved = 0
     for node in list(graph_module.graph.nodes):
         if not is_getitem(node) or not isinstance(node.args[0], Node):
             continue
@@ -164,6 +174,8 @@ def move_getitems_to_producers(graph_module: GraphModule) -> None:
             anchor = anchor.next
         if anchor.op != "placeholder" and anchor.next is not node:
             anchor.append(node)
+            moved += 1
+    return moved
 
 
 def is_getitem(node: Node) -> bool:
@@ -192,6 +204,53 @@ def expand_size_tuples(graph_module: GraphModule, crosses: Callable[[Node], bool
         graph_module.graph.erase_node(node)
         replaced += 1
     return replaced
+
+
+def repeat_size_arithmetic(
+    graph_module: GraphModule, piece_of: Mapping[Node, int], cuts: Collection[int]
+) -> int:
+    """Compute ``a * b`` and the like, over sizes, in each piece that needs the result.
+
+    Dynamo computes an expression over sizes once, where it first occurs. Handed from there to later pieces,
+    it would be an input that the first of otherwise equal pieces lacks. Returns how many copies were made.
+
+    Args:
+        piece_of: operation -> the piece it is in.
+        cuts: pieces that hold cuts; these take results as inputs.
+    """
+    places = dict(piece_of)
+    made = 0
+    for node in reversed(list(graph_module.graph.nodes)):
+        if not _is_size_arithmetic(node):
+            continue
+        copies: dict[int, Node] = {}
+        users = _in_order(graph_module, node.users)
+        if users and places.get(users[0]) == places[node]:
+            users[0].prepend(node)  # where a copy stands too, so that pieces with and without are alike
+        for user in users:
+            piece = places.get(user)
+            if piece is None or piece == places[node] or piece in cuts:
+                continue
+            if piece not in copies:
+                with graph_module.graph.inserting_before(user):
+                    copies[piece] = copy_node(graph_module.graph, node, lambda operand: operand)
+                places[copies[piece]] = piece
+                made += 1
+            user.replace_input_with(node, copies[piece])
+        if not node.users:
+            graph_module.graph.erase_node(node)
+    return made
+
+
+def _in_order(graph_module: GraphModule, nodes: Iterable[Node]) -> list[Node]:
+    wanted = set(nodes)
+    return [node for node in graph_module.graph.nodes if node in wanted]
+
+
+def _is_size_arithmetic(node: Node) -> bool:
+    if node.op != "call_function" or node.target not in _SIZE_ARITHMETIC:
+        return False
+    return isinstance(example_value(node), int | torch.SymInt)
 
 
 def _is_size_tuple(node: Node) -> bool:

@@ -169,7 +169,7 @@ class _Program:
         self._constants = _constants(manifest["runner"]["constants"], find_op)
         self._code = {name: _start(one, file, find_op) for name, one in manifest["code"].items()}
         self._lock = threading.Lock()
-        self._bound: dict[tuple[Range | None, bool], Callable[..., Any]] = {}
+        self._bound: dict[tuple[Range | None, str, bool], Callable[..., Any]] = {}
         self.table: SizeTable[Any, Callable[..., Any]] = SizeTable(lambda key: self._resolve(key, False))
         self.mode_table: SizeTable[Any, Callable[..., Any]] = SizeTable(lambda key: self._resolve(key, True))
 
@@ -180,12 +180,17 @@ class _Program:
         serving = None
         if self._dispatch is not None:
             serving = serving_range(values[self._dispatch], self._ranges, self._exact)
-        for text in self._serving[serving]["guards"]:
-            self._check(Relation(text), values)
+        served = self._serving[serving]
+        kind = "pieces"
+        broken = [one for one in map(Relation, served["guards"]) if not one.holds(values)]
+        if broken:
+            kind = "otherwise"
+            if served[kind] is None:
+                self._check(broken[0], values)
         with self._lock:
-            if (serving, modes) not in self._bound:
-                self._bound[serving, modes] = self._bind(self._serving[serving]["pieces"], modes)
-            return self._bound[serving, modes]
+            if (serving, kind, modes) not in self._bound:
+                self._bound[serving, kind, modes] = self._bind(served[kind], modes)
+            return self._bound[serving, kind, modes]
 
     def violated(self, key: Any) -> str | None:
         """Why the sizes of a call are not served, for people; None where they are."""

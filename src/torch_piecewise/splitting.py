@@ -11,9 +11,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from torch_piecewise.cut_policy import CutPolicy, SplittingOp
-from torch_piecewise.normalize import copy_node, expand_size_tuples, is_getitem, normalize
+from torch_piecewise.normalize import (
+    copy_node,
+    expand_size_tuples,
+    is_getitem,
+    normalize,
+    repeat_size_arithmetic,
+)
 from torch_piecewise.regions import OpenRegions
-from torch_piecewise.torch_private.nodes import example_value
+from torch_piecewise.torch_private.nodes import example_value, graph_module
 from torch_piecewise.torch_private.ops import op_base_name
 from torch_piecewise.torch_private.shapes import dim_text, symbol_names
 
@@ -90,6 +96,8 @@ def plan_split(graph: GraphModule, policy: CutPolicy) -> SplitPlan:
     warnings = tuple(policy.unmatched(graph.graph))
     assignment = _assign(graph.graph, policy)
     if expand_size_tuples(graph, lambda node: _crosses(node, assignment.piece_of)):
+        assignment = _assign(graph.graph, policy)
+    if repeat_size_arithmetic(graph, assignment.piece_of, assignment.cuts):
         assignment = _assign(graph.graph, policy)
     assignment = _merge_allocations(assignment)
     module, items = _build(graph, assignment)
@@ -237,7 +245,7 @@ class _Builder:
         result = self.outer.output(map_arg(output.args[0], self._outer_value))
         result.meta.update(output.meta)
         self.outer.lint()
-        module = GraphModule(self.root, self.outer)
+        module = graph_module(self.root, self.outer)
         module.meta.update(self.source.meta)
         return module
 
@@ -304,7 +312,7 @@ class _Builder:
         results = tuple(copies[node] for node in outputs)
         graph.output(results)
         graph.lint()
-        return GraphModule(root, graph, class_name=name)
+        return graph_module(root, graph, name)
 
 
 def _is_size(node: Node) -> bool:

@@ -79,7 +79,13 @@ class Tracer:
         with self._bus.phase("trace"):
             captured = capture(self._function, call, self._dims, self._config)
         raw = captured.raw
-        self._bus.emit(GraphCaptured(nodes=len(raw.graph.graph.nodes)))
+        self._bus.emit(
+            GraphCaptured(
+                nodes=len(raw.graph.graph.nodes),
+                blocks_shared=raw.blocks_shared,
+                blocks_apart=raw.blocks_apart,
+            )
+        )
         graph_text = raw.graph.print_readable(print_output=False)
         changed = [raw.sources[index] for index in changed_inputs(raw.graph)]
         label = type(self._owner).__qualname__ if self._owner is not None else raw.traced.__qualname__

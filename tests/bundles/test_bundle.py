@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import torch_piecewise as tp
 from tests.bundles import served
+from tests.bundles.conftest import Rewrite
 from tests.models.checks import assert_same
 from torch_piecewise.errors import BundleError, ConfigError, GuardError
 
@@ -212,3 +213,25 @@ def test_a_bad_call_of_bake_is_refused(tmp_path: Path) -> None:
         tp.bake(served.Plain(), (torch.randn(3, 4),), tmp_path / "b", backend="inductor_memory")
     with pytest.raises(ConfigError, match=r"tp\.load needs the weights"):
         tp.load(tmp_path / "b", None)  # type: ignore[arg-type]
+
+
+def test_sizes_that_the_compiler_did_not_allow_for_run_as_python(
+    rewritten: Rewrite, lm: nn.Module, no_grad: None
+) -> None:
+    def guard(manifest: dict[str, Any]) -> None:
+        (symbol,) = manifest["sizes"]["symbols"]
+        for one in manifest["serving"]:
+            one |= {"guards": [f"{symbol} >= 7"], "otherwise": one["pieces"]}
+        manifest["serving"][1]["otherwise"] = None
+
+    started = tp.load(rewritten(guard), copy.deepcopy(lm))
+    for size in (5, 1, 8, 9):
+        (ids,) = served.example("LM", size)
+        assert_same(started(ids), lm(ids), f"at {size}")
+
+    def refuse(manifest: dict[str, Any]) -> None:
+        guard(manifest)
+        manifest["serving"][0]["otherwise"] = None
+
+    with pytest.raises(GuardError, match=">= 7"):
+        tp.load(rewritten(refuse), lm)(torch.zeros(5, dtype=torch.int64))

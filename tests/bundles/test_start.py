@@ -92,6 +92,7 @@ def test_a_model_without_cuts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.inductor
+@pytest.mark.timeout(1200)  # nine compiles
 def test_a_decoder_cut_at_its_own_attention(tmp_path: Path) -> None:
     bundle = bake("LM", tmp_path / "lm.tpb", served.LM_SETTINGS)
     told = start("LM", tmp_path, bundle, [5, 1, 8, 9, 33])
@@ -101,6 +102,7 @@ def test_a_decoder_cut_at_its_own_attention(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.inductor
+@pytest.mark.timeout(1200)
 def test_a_block_cut_at_torchs_attention(tmp_path: Path) -> None:
     bundle = bake("Gated", tmp_path / "gated.tpb", served.GATED_SETTINGS)
     told = start("Gated", tmp_path, bundle, [5, 1, 2, 9])

@@ -86,6 +86,7 @@ def test_a_prompt_that_never_fits_is_refused(theirs: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.inductor
+@pytest.mark.timeout(900)
 def test_the_real_model_answers_as_transformers_does() -> None:
     from torch_piecewise.demo.baselines import load_transformers
     from torch_piecewise.demo.text import Chat

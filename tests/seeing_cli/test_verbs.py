@@ -171,6 +171,7 @@ def test_report_refuses_what_is_no_recorded_run(run: Any, tmp_path: Path) -> Non
     assert "missing.json cannot be read" in run("report", "missing.json", code=1)
 
 
+@pytest.mark.slow
 @pytest.mark.inductor
 def test_report_shows_a_program_of_the_store_as_its_cold_start_saw_it(run: Any, tmp_path: Path) -> None:
     model = Stack(1).eval()

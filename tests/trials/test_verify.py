@@ -141,6 +141,7 @@ def test_copies_lie_in_memory_as_the_originals_do() -> None:
     assert (base >= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.inductor
 def test_inductors_pieces_agree_with_eager() -> None:
     model, handle = handle_of("inductor", Stack(1).eval())

@@ -16,7 +16,7 @@ from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.errors import CompilerError
-from torch_piecewise.piece import Piece
+from torch_piecewise.piece import Piece, TensorSpec
 from torch_piecewise.ranges import Range
 
 # What compiles is imported where it is used: loading a kept artifact needs neither Inductor nor Dynamo.
@@ -49,7 +49,8 @@ class InductorCompiler:
         from torch_piecewise.torch_private.toolchain import with_known_cpu
 
         patches = Patches.of(options)
-        compile_it = inductor_standalone if patches.keepable else inductor_in_memory
+        keepable = patches.keepable and not _records_gradients(piece, options)
+        compile_it = inductor_standalone if keepable else inductor_in_memory
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         whole = compile_it(
@@ -136,6 +137,12 @@ class InductorCompiler:
             return ""
         source = pickle.loads(artifact.payload)["source"]
         return source if isinstance(source, str) else ""
+
+
+def _records_gradients(piece: Piece, options: CompileOptions) -> bool:
+    """Whether calls want gradients: standalone artifacts are made for inference."""
+    inputs = (spec for spec in piece.inputs if isinstance(spec, TensorSpec))
+    return options.ambient.grad_enabled and any(spec.requires_grad for spec in inputs)
 
 
 def _on_disk(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dis
+import logging
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
 
 from torch_piecewise.convention import TAIL_ARGUMENT
+from torch_piecewise.torch_private.blocks import Blocks, classes_in, sharing
 from torch_piecewise.torch_private.full_guards import FullGuards, full_guards
 from torch_piecewise.torch_private.settings import patched
+
+logger = logging.getLogger("torch_piecewise")
 
 GraphBreak = (Unsupported, UncapturedHigherOrderOpError, UserError)
 """What Dynamo raises where it would have to break a graph that must be whole (2.11, 2.13)."""
@@ -69,6 +73,8 @@ class RawCapture:
         traced: the traced function.
         traced_code: every code object that was inlined.
         written_attributes: names of the attributes that the tail writes.
+        blocks_shared: calls of modules that were copied from the trace of one like them.
+        blocks_apart: of classes with several modules, why a call was traced by itself, by class name.
         full_guards: all of Dynamo's guards; None where they were not asked for.
     """
 
@@ -84,6 +90,8 @@ class RawCapture:
     traced: types.FunctionType
     traced_code: tuple[types.CodeType, ...]
     written_attributes: frozenset[str]
+    blocks_shared: int = 0
+    blocks_apart: Mapping[str, str] = field(default_factory=dict)
     full_guards: FullGuards | None = None
 
 
@@ -94,6 +102,7 @@ def capture_fullgraph(
     *,
     shape_settings: Mapping[str, Any],
     dynamo_settings: Mapping[str, Any],
+    share_blocks: bool = True,
     with_full_guards: bool = False,
 ) -> RawCapture:
     """Trace ``function(*args, **kwargs)`` as one graph without running it; an empty one without operations.
@@ -104,6 +113,7 @@ def capture_fullgraph(
     Args:
         shape_settings: patches for ``torch.fx.experimental._config`` during the trace.
         dynamo_settings: patches for ``torch._dynamo.config`` during the trace.
+        share_blocks: copy calls of alike modules; the result is the same. Not with full guards.
         with_full_guards: make Dynamo's own guards as well.
 
     Raises:
@@ -119,7 +129,8 @@ def capture_fullgraph(
         patched(shape_config, shape_settings),
         patched(torch._dynamo.config, dynamo_settings),
     ):
-        output = convert_frame.fullgraph_capture(function, args, kwargs)
+        # Full guards hold what Dynamo saw of each tensor, which a copy never looked at.
+        output, blocks = _captured(function, args, kwargs, share_blocks and not with_full_guards)
         frame = output.graph_capture_output
         guards = full_guards(frame, traced.__code__) if with_full_guards else None
     backend_input = output.backend_input
@@ -134,7 +145,7 @@ def capture_fullgraph(
         sources=tuple(node._dynamo_source.name for node in placeholders),
         fakes=tuple(node.meta["example_value"] for node in placeholders),
         shape_env=shape_env,
-        guards=tuple(_input_guard(guard) for guard in sorted(frame.output_graph.guards)),
+        guards=tuple(_input_guard(guard) for guard in sorted(frame.output_graph.guards, key=Guard.sort_key)),
         tail=tail,
         tail_imports={k: v for k, v in frame.import_sources.items() if k in tail_names},
         argument_names=_argument_names(frame.bytecode),
@@ -142,8 +153,33 @@ def capture_fullgraph(
         traced=traced,
         traced_code=tuple(frame.traced_code),
         written_attributes=_written_attributes(tail),
+        blocks_shared=blocks.shared,
+        blocks_apart=blocks.reasons,
         full_guards=guards,
     )
+
+
+def _captured(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], share: bool
+) -> tuple[Any, Blocks]:
+    """One trace, by copying where that can be; plainly where copying failed or the trace did."""
+    blocks = Blocks(classes_in(_holders(function, args, kwargs)) if share else {})
+    try:
+        with sharing(blocks):
+            return convert_frame.fullgraph_capture(function, args, kwargs), blocks
+    except Exception as error:
+        if not blocks.active:
+            raise
+        logger.debug("traced again, each block by itself: %s", error)
+    return convert_frame.fullgraph_capture(function, args, kwargs), Blocks({})
+
+
+def _holders(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Everything that the modules a call reaches may hang on."""
+    traced, owner = convert_frame.get_traced_fn(function)
+    closed = [cell.cell_contents for cell in traced.__closure__ or ()]
+    named = [traced.__globals__[name] for name in traced.__code__.co_names if name in traced.__globals__]
+    return [owner, *closed, *named, *args, *kwargs.values()]
 
 
 def _written_attributes(code: types.CodeType) -> frozenset[str]:

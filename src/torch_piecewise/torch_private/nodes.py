@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -18,6 +19,15 @@ def example_value(node: Node) -> Any:
     """The fake value of a node: Dynamo keeps it as ``example_value``, AOTAutograd as ``val``."""
     meta = node.meta
     return meta["example_value"] if "example_value" in meta else meta.get("val")
+
+
+def graph_module(root: torch.nn.Module, graph: Graph, name: str = "GraphModule") -> GraphModule:
+    """A module that runs ``graph``; its code is written when it is first needed.
+
+    Of the many equal pieces of a model one is compiled and the others are only looked at. 2.11 to 2.13.
+    """
+    module: GraphModule = _LazyGraphModule(root, graph, name)
+    return module
 
 
 def ensure_example_values(graph: GraphModule, example_inputs: Sequence[Any]) -> None:

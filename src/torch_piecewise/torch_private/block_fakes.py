@@ -1,0 +1,105 @@
+"""Fake values of a copied block without running its operations again.
+
+The first trace ran them; a copy has the same sizes, strides and sharing of memory, in memory of its own.
+``FakeTensor`` and its modes are private in all versions (2.11, 2.13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
+
+
+def can_copy(made: Iterable[Any], used: Iterable[Any]) -> bool:
+    """Whether what a block computes is of the plain kinds whose copies are exact.
+
+    Args:
+        made: example values of its operations.
+        used: those of the tensors that came to it.
+    """
+    return all(map(_is_plain, used)) and all(_is_plain(one) and not _differentiable(one) for one in made)
+
+
+def _differentiable(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_differentiable, value))
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return (
+            type(value) is FakeTensor
+            and value.layout is torch.strided
+            and value.constant is None
+            and not (value.is_conj() or value.is_neg() or value.is_inference() or value.is_quantized)
+        )
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.SymInt | torch.dtype)
+
+
+class FakeCopies:
+    """Makes fake values like those of a traced call, sharing memory among themselves as those do.
+
+    Args:
+        mode: the trace's fake mode.
+        inputs: for each value that the traced call used, the one that the copied call uses.
+    """
+
+    def __init__(self, mode: Any, inputs: Iterable[tuple[Any, Any]]) -> None:
+        self._mode = mode
+        self._made: dict[int, Any] = {}
+        # What a view of the same memory is made from.
+        self._memory: dict[int, torch.Tensor] = {}
+        self._keep: list[Any] = []
+        for old, new in inputs:
+            if isinstance(old, torch.Tensor):
+                self._made[id(old)] = new
+                self._memory.setdefault(_memory_of(old), new)
+                self._keep.append(old)
+
+    def of(self, old: Any) -> Any:
+        """The copy's value in the place of ``old``."""
+        if isinstance(old, torch.Tensor):
+            made = self._made.get(id(old))
+            if made is None:
+                made = self._made[id(old)] = self._tensor(old)
+                self._keep.append(old)
+            return made
+        if isinstance(old, torch.Size) or not isinstance(old, tuple | list):
+            return old
+        items = [self.of(item) for item in old]
+        return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+
+    def whole(self, old: torch.Tensor) -> torch.Tensor:
+        """As :meth:`of`, for a value that later code computes with: in memory of its true size."""
+        key = _memory_of(old)
+        if id(old) in self._made or key in self._memory:
+            made: torch.Tensor = self.of(old)
+            return made
+        with self._mode:
+            made = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device=old.device)
+        self._memory[key] = self._made[id(old)] = made
+        self._keep.append(old)
+        return made
+
+    def _tensor(self, old: torch.Tensor) -> torch.Tensor:
+        key = _memory_of(old)
+        # Only views look at how large a memory is, and these are made already.
+        base = self._memory.setdefault(key, torch.empty(0, dtype=old.dtype, device="meta"))
+        with torch.no_grad(), in_kernel_invocation_manager(self._mode):
+            view = base.as_strided(old.shape, old.stride(), old.storage_offset())
+            if view.dtype != old.dtype:
+                view = view.view(old.dtype)
+        return FakeTensor(self._mode, view, old.device)
+
+
+def _memory_of(value: torch.Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
+
+
+__all__ = ["FakeCopies", "can_copy"]
