@@ -8,8 +8,8 @@ probes included; "warm" is a new process on the caches of a cold one. "Peak" is 
 of a warm process.
 
 Ways: ``torch`` (import torch alone), ``eager``, ``ours``, ``ours3`` (compiled for three ranges), ``plain``
-(torch.compile(dynamic=True)), ``regional`` (each block compiled, as torch's regional compilation recipe says), ``aot``
-(torch.compile(...).aot_compile, saved and loaded, as its documentation says).
+(torch.compile(dynamic=True)), ``regional`` (each block compiled, as torch's regional compilation recipe
+says), ``aot`` (torch.compile(...).aot_compile, saved and loaded, as its documentation says).
 """
 
 from __future__ import annotations
