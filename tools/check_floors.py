@@ -57,7 +57,6 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "2b": (
         "worker",
         "splitting",
-        "inductor_partition",
         "fingerprint",
         "cache_key",
         "compilers",
