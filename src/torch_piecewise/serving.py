@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch_piecewise.background import Background
+from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import Dims
@@ -304,12 +305,14 @@ class Serving:
         self._bus.emit(Recompiled(reason=reason))
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+        start = time.monotonic()
+        assert self._managers is not None
+        # First of all: its preparations take longer than all that comes before they are needed.
+        self._managers.of(Ambient.now()).first.warm_up(self.subject.devices(args, kwargs))
         # Imported for its cost: tracing and compiling load Dynamo, which a start from the store never needs.
         from torch_piecewise.tracing import Tracer
 
-        start = time.monotonic()
         if self._tracer is None:
-            assert self._managers is not None
             self._tracer = Tracer(
                 self.subject.function,
                 self.subject.signature,

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.nn import Module
 
 from torch_piecewise.call_form import with_owner_named
@@ -52,6 +53,13 @@ class Subject:
         except TypeError:
             return False
         return True
+
+    def devices(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
+        """Types of the devices that parameters and a call's tensors are on (``cpu``)."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if isinstance(self.owner, Module):
+            tensors.extend(self.owner.parameters())
+        return frozenset(tensor.device.type for tensor in tensors)
 
     def look_again(self) -> bool:
         """Find out what to trace now that hooks may have come or gone; whether it is another function."""
