@@ -7,9 +7,9 @@ way itself included, the model already built; medians. "Cold" has empty caches, 
 probes included; "warm" is a new process on the caches of a cold one. "Peak" is the largest resident size
 of a warm process.
 
-Ways: ``torch`` (import torch alone), ``eager``, ``ours``, ``plain`` (torch.compile(dynamic=True)),
-``regional`` (each block compiled, as torch's regional compilation recipe says), ``aot``
-(torch.compile(...).aot_compile, saved and loaded, as its documentation says).
+Ways: ``torch`` (import torch alone), ``eager``, ``ours``, ``ours3`` (compiled for three ranges), ``plain``
+(torch.compile(dynamic=True)), ``regional`` (each block compiled, as torch's regional compilation recipe
+says), ``aot`` (torch.compile(...).aot_compile, saved and loaded, as its documentation says).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+WAYS = ("torch", "eager", "ours", "ours3", "plain", "regional", "aot")
 
 HEAD = """
 import sys, time
@@ -40,9 +42,10 @@ else:
     ids = toy.example(5)
     with torch.no_grad():
         start = time.perf_counter()
-        if way == "ours":
+        if way in ("ours", "ours3"):
             import torch_piecewise as tp
-            call = tp.compile(model, cache_dir=cache, **toy.SETTINGS)
+            ranges = dict(compile_ranges_endpoints=[16, 256]) if way == "ours3" else {{}}
+            call = tp.compile(model, cache_dir=cache, **toy.SETTINGS, **ranges)
         elif way == "plain":
             call = torch.compile(model, dynamic=True)
         elif way == "regional":
@@ -98,7 +101,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cold-runs", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", default=["torch", "eager", "ours", "plain", "regional", "aot"])
+    parser.add_argument("--ways", nargs="+", default=WAYS)
     args = parser.parse_args()
     head = ("import torch, s", "cold, s", "warm, s", "peak, MiB")
     print(f"{'layers':>6} {'way':<9} {head[0]:>15} {head[1]:>8} {head[2]:>8} {head[3]:>10}", flush=True)

@@ -117,7 +117,7 @@ def test_calls_are_served_eagerly_and_each_piece_is_swapped_in_when_it_is_ready(
 def test_calls_that_come_while_a_trace_is_made_do_not_wait_for_it() -> None:
     model = tp.compile(Three(), **SETTINGS)
     handle = tp.program_of(model)
-    with handle._lock:  # as if a trace were being made on another thread
+    with handle._serving.lock:  # as if a trace were being made on another thread
         done: list[bool] = []
         thread = threading.Thread(target=lambda: done.append(bool(model(torch.randn(2, 2)).numel())))
         thread.start()
@@ -134,7 +134,7 @@ def test_a_piece_that_fails_stays_eager_and_the_others_go_on(caplog: pytest.LogC
     Gated.gate.release(2)
     x = torch.randn(3, 4)
     model(x)
-    until(lambda: tp.program_of(model)._background.is_busy is False)
+    until(lambda: tp.program_of(model)._serving.background.is_busy is False)
     Gated.ran.clear()
     assert torch.equal(model(x), torch.cos(torch.tan(x) * 2))
     assert len(Gated.ran) == 1
@@ -152,7 +152,7 @@ def test_a_model_that_cannot_be_traced_stays_eager_and_says_so_once(
     for _ in range(3):
         x = torch.randn(4).abs()
         assert torch.equal(call(x), x + 1)
-        until(lambda: not tp.program_of(call)._background.is_busy)
+        until(lambda: not tp.program_of(call)._serving.background.is_busy)
     assert caplog.text.count("calls stay eager") == 1
 
 

@@ -86,7 +86,8 @@ EFFECTS: dict[str, str] = {
     "disable_cache": f"{HERE}::test_without_a_cache_nothing_is_kept",
     "cache_size_limit": f"{HERE}::test_a_root_is_opened_with_the_limit_that_was_given",
     "key_environment": f"{HERE}::test_a_variable_of_the_key_decides_what_is_found",
-    "signing_key_file": "tests/bundles/test_refusals.py::test_another_key_is_refused",
+    "signing_key_file": "tests/bundles/test_refusals.py"
+    "::test_a_signed_bundle_starts_with_its_key_and_without_any",
     "on_miss": f"{HERE}::test_a_miss_can_be_served_eagerly",
     "upgrade_to": "tests/test_background.py::test_better_pieces_replace_the_first_ones_one_by_one",
     "compile_threads": f"{HERE}::test_one_thread_compiles_here_and_more_are_workers",

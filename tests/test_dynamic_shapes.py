@@ -62,7 +62,7 @@ def fixed(x: Tensor) -> Tensor:
 # How many traces serve SIZES, by policy (backed, unbacked, backed_size_oblivious); None: none can.
 TRACES: dict[Callable[..., Tensor], tuple[int, int | None, int]] = {
     plain: (3, 1, 1),
-    extended: (3, 1, 1),
+    extended: (3, 1, 2),
     branching: (4, None, 2),
     special_one: (3, None, 2),
     squeezed: (3, 2, 2),

@@ -210,7 +210,7 @@ def test_a_first_call_that_waited_while_the_model_was_restored_runs_uncompiled()
     compiled = tp.compile(doubled, backend="eager")
     handle, x, results = tp.program_of(compiled), torch.randn(3), []
     thread = threading.Thread(target=lambda: results.append(compiled(x)))
-    with handle._lock:
+    with handle._serving.lock:
         thread.start()
         time.sleep(0.2)
         handle.restore()

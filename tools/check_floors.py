@@ -31,7 +31,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "6a": (DOOR,),
     "5b": ("doctor",),
     "5a": ("baking", "bundle_start", "api", "cache_cli", "testing", "integrations"),
-    "4f": ("compiled",),
+    "4g": ("compiled",),
+    "4f": ("serving",),
     # What a model's handle offers for looking at it; below the handle, and knows programs only.
     "4e": ("observing", "explaining"),
     "4d": ("report",),
@@ -43,6 +44,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "3c": ("manager", "stitching"),
     "3b": ("pool", "progress"),
     "3a": (
+        "subject",
         "workers",
         "describe",
         "artifact_store",
@@ -55,7 +57,6 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "2b": (
         "worker",
         "splitting",
-        "inductor_partition",
         "fingerprint",
         "cache_key",
         "compilers",

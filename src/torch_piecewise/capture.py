@@ -15,7 +15,7 @@ from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.errors import CaptureError, ConfigError, DynamicDimError, GraphBreakError
 from torch_piecewise.guard_policy import evaluation_error
 from torch_piecewise.relations import Relation, readable
-from torch_piecewise.size_limits import index_limits, squeezed_dims
+from torch_piecewise.size_limits import index_limits, sliced_dims, squeezed_dims
 from torch_piecewise.stand_ins import Small, attempts, stand_ins
 from torch_piecewise.torch_private import dynamo, shapes
 from torch_piecewise.torch_private.dynamo import RawCapture
@@ -195,7 +195,11 @@ def _relations(raw: RawCapture, config: Config) -> tuple[Relation, ...]:
         for text, where in shapes.shape_relations(raw.shape_env)
     ]
     limits = index_limits(raw.graph) if config.assume_32_bit_indexing else ()
-    return tuple({one.text: one for one in (*traced, *squeezed_dims(raw.graph), *limits)}.values())
+    return tuple(
+        {
+            one.text: one for one in (*traced, *squeezed_dims(raw.graph), *sliced_dims(raw.graph), *limits)
+        }.values()
+    )
 
 
 def _is_assumed(text: str, where: str) -> bool:

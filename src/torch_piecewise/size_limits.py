@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,35 @@ def squeezed_dims(graph: GraphModule) -> Iterator[Relation]:
             for size in (value.shape[dim] for dim in _dims(node, value)):
                 if is_symbolic_int(size):
                     yield Relation(f"Ne({dim_text(size)}, 1)", user_line(node))
+
+
+def sliced_dims(graph: GraphModule) -> Iterator[Relation]:
+    """That no dim of which a slice was traced to take one element has size 0.
+
+    ``x[:1]`` of a dynamic dim counts as one element under ``backed_size_oblivious``, and torch keeps no guard
+    (2.13); a compiled piece would read past the end.
+    """
+    for node in _nodes(graph):
+        if node.target is not operator.getitem or not isinstance(node.args[0], Node):
+            continue
+        value, result = example_value(node.args[0]), example_value(node)
+        if isinstance(value, torch.Tensor) and isinstance(result, torch.Tensor):
+            for dim, place in _slices(node.args[1]):
+                size = value.shape[dim]
+                if is_symbolic_int(size) and not is_symbolic_int(result.shape[place]):
+                    yield Relation(f"Ne({dim_text(size)}, 0)", user_line(node))
+
+
+def _slices(index: Any) -> Iterator[tuple[int, int]]:
+    """Dim of the tensor and dim of the result of each slice, up to where an index is of another kind."""
+    dim = place = 0
+    for one in index if isinstance(index, tuple) else (index,):
+        if isinstance(one, slice):
+            yield dim, place
+        elif one is not None and not isinstance(one, int):
+            return
+        dim += one is not None
+        place += not isinstance(one, int)
 
 
 def index_limits(graph: GraphModule) -> Iterator[Relation]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from torch_piecewise.backend import Workshop
 from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
-from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.describe import changed_inputs
 from torch_piecewise.dynamic_dims import Dims
@@ -74,7 +71,6 @@ class Tracer:
 
     def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         """Trace and compile for calls like this one."""
-        self._managers.of(Ambient.now()).first.warm_up(devices_of(self._owner, (*args, *kwargs.values())))
         call = call_form(self._function, self._named, args, kwargs)
         with self._bus.phase("trace"):
             captured = capture(self._function, call, self._dims, self._config)
@@ -129,11 +125,3 @@ def closure_values(function: types.FunctionType) -> dict[str, Any]:
     """The closed-over variables of ``function``, by name, as they are now."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return {name: cell.cell_contents for name, cell in cells}
-
-
-def devices_of(owner: Any, arguments: Iterable[Any]) -> frozenset[str]:
-    """Types of the devices that the owner's parameters and the arguments' tensors are on."""
-    tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
-    if isinstance(owner, torch.nn.Module):
-        tensors.extend(owner.parameters())
-    return frozenset(tensor.device.type for tensor in tensors)

@@ -151,6 +151,7 @@ def test_no_file_of_a_root_tells_where_it_lies(filled: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # two dozen starts, most of which compile again
 def test_any_damaged_file_is_noticed_and_mended(copy: Place) -> None:
     generator = random.Random(0)
     files = sorted(path for path in copy.root.rglob("*") if path.is_file() and path.stat().st_size > 0)

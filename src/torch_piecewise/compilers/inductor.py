@@ -74,14 +74,14 @@ class InductorCompiler:
         )
 
     def warm_up(self, options: CompileOptions, devices: frozenset[str]) -> None:
-        """Load Inductor; begin to build what all kernels for the CPU share, which takes seconds."""
-        from torch_piecewise.torch_private import inductor  # noqa: F401 - loading it is the point
-        from torch_piecewise.torch_private.toolchain import build_shared_header, with_known_cpu
-
+        """Begin to build what all kernels for the CPU share, which takes seconds; load Inductor meanwhile."""
         if "cpu" in devices:
+            from torch_piecewise.torch_private.toolchain import build_shared_header, with_known_cpu
+
             # Beside the first tasks: those wait for it only when they have a kernel to build.
             arguments = (with_known_cpu(options.inductor_config),)
             threading.Thread(target=build_shared_header, args=arguments, daemon=True).start()
+        from torch_piecewise.torch_private import inductor  # noqa: F401 - loading it is the point
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
         if isinstance(artifact, LiveArtifact):

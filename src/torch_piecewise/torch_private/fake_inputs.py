@@ -84,8 +84,13 @@ class FakeInputs:
 
     def _assume(self, text: str) -> None:
         relation = self._expression(text)
+        if isinstance(relation, sympy.Ne) and None in self._hints(relation):
+            return  # a size without a value cannot be asked, and no compiler needs to know what it is not
         if relation not in (sympy.true, sympy.false):
             self.shape_env.evaluate_expr(relation)
+
+    def _hints(self, expression: sympy.Basic) -> list[int | None]:
+        return [hint_of(self.shape_env, symbol) for symbol in expression.free_symbols]
 
     def _expression(self, text: str) -> sympy.Basic:
         placeholders = {name: sympy.Symbol(f"_{name}", integer=True) for name in self._symbols}
