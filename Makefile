@@ -52,13 +52,7 @@ types: install ## Types of src and tools
 floors: install ## Imports run downward only
 	$(BIN)/python tools/check_floors.py
 
-DOCS_STAMP := $(VENV)/.docs
-
-$(DOCS_STAMP): $(STAMP)
-	$(PIP) -e '.[docs]'
-	touch $@
-
-docs: $(DOCS_STAMP) ## The pages as a site, in site/; broken links fail
+docs: install ## The pages as a site, in site/; broken links fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install ## Measure; one question a file

@@ -49,6 +49,15 @@ def test_links_and_headings_are_read_as_meant(tmp_path: Path) -> None:
     assert anchors(page) == {"one-two-three"}
 
 
+def test_each_decision_has_a_number_of_its_own_and_says_it() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    numbers = [re.match(r"\d{4}(?=-)", page.name) for page in pages]
+    assert all(numbers)
+    said = [page.read_text()[:8] for page in pages]
+    assert said == [f"# {number[0]}: " for number in numbers if number]
+    assert len(set(said)) == len(said)
+
+
 # -- Python
 
 

@@ -176,6 +176,7 @@ class Keeper:
         key = self._numbered(number)
         meta: dict[str, Json] = {
             "kind": KIND,
+            "name": self.callee.name,
             "label": self.callee.label,
             "sources": [list(pair) for pair in source_ingredients(sources).as_json()[1]],
             "cpu": self._host.as_json(),

@@ -6,14 +6,17 @@ import os
 import time
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+import torch_piecewise as tp
 from torch_piecewise.cache_cli import cache
 from torch_piecewise.cache_cli.base import find_entry, parse_size, show_size, why
 from torch_piecewise.cache_key import Ingredient, Key
 from torch_piecewise.errors import ConfigError, MissError
 from torch_piecewise.store import Draft, Namespace, open_store
 from torch_piecewise.store.files import Files
+from torch_piecewise.testing import RecordingCompiler
 
 
 def key(eps: float, name: str = "net") -> Key:
@@ -54,6 +57,15 @@ def run(root):
         return result.output
 
     return run
+
+
+def test_a_compiled_model_is_found_by_its_name(root):
+    model = tp.compile(
+        torch.nn.Linear(4, 4), backend=RecordingCompiler(), dynamic_arg_dims={"input": 0}, cache_dir=root
+    )
+    with torch.no_grad():
+        model(torch.randn(3, 4))
+    assert find_entry(root, "Linear").meta["kind"] == "program"
 
 
 def test_path_prints_the_root(run, root):
