@@ -24,15 +24,8 @@ from torch.fx import Node
 
 from torch_piecewise.torch_private.block_fakes import FakeCopies, can_copy
 from torch_piecewise.torch_private.block_modules import check_alike
-from torch_piecewise.torch_private.block_tapes import (
-    Label,
-    Origin,
-    Step,
-    Surroundings,
-    Tape,
-    shown_name,
-    twin,
-)
+from torch_piecewise.torch_private.block_recorder import shown_name, twin
+from torch_piecewise.torch_private.block_tape import Label, Origin, Step, Surroundings, Tape
 from torch_piecewise.torch_private.block_views import (
     Arguments,
     NotAlike,

@@ -25,7 +25,8 @@ from torch._dynamo.variables.nn_module import UnspecializedNNModuleVariable
 from torch.nn import Module
 
 from torch_piecewise.torch_private.block_copies import Copy, CopyFailed, own_object
-from torch_piecewise.torch_private.block_tapes import Label, Recorder, Surroundings, Tape, held_outside
+from torch_piecewise.torch_private.block_recorder import Recorder, held_outside
+from torch_piecewise.torch_private.block_tape import Label, Surroundings, Tape
 from torch_piecewise.torch_private.block_views import Arguments, NotAlike, difference
 
 logger = logging.getLogger("torch_piecewise")
