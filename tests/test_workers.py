@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.test_pool import SaysWhere
+from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.pool import CompilePool
 from torch_piecewise.worker import WorkerError
 from torch_piecewise.workers import Workers, shared_workers
 
@@ -22,6 +25,16 @@ class Says:
     def run(self) -> tuple[Any, float]:
         _runs.append(1)
         return (os.getpid(), len(_runs)), 0.0
+
+
+@dataclass(frozen=True)
+class Warms:
+    """Wants workers of its own."""
+
+    def run(self) -> tuple[Any, float]:
+        pool = CompilePool(workers=2)
+        pool.warm_up(SaysWhere(), CompileOptions(), frozenset())
+        return shared_workers().waiting(), 0.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,11 @@ def test_a_worker_that_nobody_borrows_ends() -> None:
         time.sleep(0.05)
     assert not worker.is_alive()
     assert workers.waiting() == 0
+
+
+def test_a_worker_starts_no_workers(workers: Workers) -> None:
+    with workers.lent(PREPARATION) as worker:
+        assert worker.run(pickle.dumps(Warms()))[0] == 0
 
 
 def test_all_programs_of_a_process_share_workers() -> None:

@@ -16,7 +16,7 @@ from torch_piecewise.errors import CompileError, FingerprintError
 from torch_piecewise.graph_bytes import to_bytes
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
-from torch_piecewise.worker import WorkerError
+from torch_piecewise.worker import WorkerError, is_worker
 from torch_piecewise.workers import Workers, shared_workers
 
 logger = logging.getLogger("torch_piecewise")
@@ -121,7 +121,8 @@ class CompilePool:
         lender: Workers | None = None,
         stopped: Callable[[], bool] | None = None,
     ) -> None:
-        self._limit = workers if stopped is None else max(workers, 1)
+        # A worker imports the compiler's module, which may call a compiled model.
+        self._limit = 0 if is_worker() else workers if stopped is None else max(workers, 1)
         self._stopped = stopped
         self._on_progress = on_progress
         self._lender = lender if lender is not None else shared_workers()

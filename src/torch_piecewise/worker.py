@@ -17,6 +17,14 @@ from typing import IO, Any, Protocol
 _LENGTH = struct.Struct("<Q")
 
 
+_MARK = "TORCH_PIECEWISE_WORKER"
+
+
+def is_worker() -> bool:
+    """Whether this process compiles for another: it starts no workers of its own."""
+    return _MARK in os.environ
+
+
 class Task(Protocol):
     """What a worker is sent."""
 
@@ -44,6 +52,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, _MARK: "1"},
         )
         self._ready = False
         with contextlib.suppress(OSError):  # a child that died at once is found by whoever waits for it
