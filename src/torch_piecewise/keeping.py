@@ -110,6 +110,7 @@ class Keeper:
         self._store = store.in_namespace(Namespace(callee.tag, *_rank()))
         self.callee = callee
         self._bus = bus
+        self._told: set[str] = set()
         self._host = host_cpu()
         self.key = Key.of(_ingredients(callee, config, compiler, PassPlan.for_compile(config), self._host))
 
@@ -197,7 +198,9 @@ class Keeper:
     def _missed(self, reason: str) -> None:
         # Worth a warning where something is kept and does not serve; an empty store is no news.
         level = logging.INFO if reason.endswith("nothing of the kind yet") else logging.WARNING
-        logger.log(level, "%s", reason)
+        if reason not in self._told:  # who waited for a turn looks again
+            self._told.add(reason)
+            logger.log(level, "%s", reason)
         self._bus.emit(StoreLookup(what=self.callee.label, hit=False, reason=reason))
 
     def _stale(self, entry: Any) -> str | None:
