@@ -161,3 +161,11 @@ def test_counts_from_many_threads_are_all_there():
     for thread in threads:
         thread.join()
     assert counters["recompiles"] == 2000
+
+
+def test_an_observer_that_fails_is_logged_and_the_others_are_called(caplog):
+    seen = []
+    bus = Bus(lambda event: 1 // 0, seen.append)
+    bus.emit(GraphCaptured(nodes=3))
+    assert len(seen) == 1
+    assert "ZeroDivisionError" in caplog.text

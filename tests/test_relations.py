@@ -43,3 +43,9 @@ def test_relations_agree_with_sympy(a: int, b: int, c: int, d: int) -> None:
     ):
         expected = bool(relation.subs({x: a, y: b}))
         assert Relation(str(relation)).holds({"s0": a, "s1": b}) is expected
+
+
+def test_a_remainder_of_a_division_by_zero_does_not_hold() -> None:
+    relation = Relation("Eq(Mod(12, s0), 0)")
+    assert relation.holds({"s0": 4})
+    assert not relation.holds({"s0": 0})

@@ -7,6 +7,7 @@ one compiled model, never to the process. :class:`Counters` is the observer that
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from torch_piecewise.errors import PiecewiseError
 from torch_piecewise.ranges import Range
 from torch_piecewise.tags import BACKBONE, ModelTag
+
+logger = logging.getLogger("torch_piecewise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +214,12 @@ class Bus:
         self.tag = tag
 
     def emit(self, event: Event) -> None:
-        """Call every observer with ``event`` on this thread."""
+        """Call every observer with ``event`` on this thread; what one raises is logged, and calls go on."""
         for observer in self._observers:
-            observer(event)
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("an observer of events failed at %s", type(event).__name__)
 
     def add(self, observer: Observer) -> None:
         """From now on also call ``observer``."""

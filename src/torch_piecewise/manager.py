@@ -34,6 +34,7 @@ from torch_piecewise.manager_errors import (
     first_line,
     foreign_artifact,
     no_artifact,
+    not_a_tuple,
     not_callable,
     piece_error,
 )
@@ -383,6 +384,8 @@ class CompilerManager:
         run = self.compiler.load(artifact)
         if not callable(run):
             raise not_callable(unit, self.compiler.name, run)
+        if not is_own(self.compiler):
+            run = returning_tuples(run, unit.name, self.compiler.name)
         self.bus.emit(
             PieceLoaded(
                 piece=unit.name,
@@ -411,3 +414,20 @@ class CompilerManager:
         if isinstance(error, CompilerError):
             raise error
         raise piece_error(unit, self.compiler.name, error) from error
+
+
+def is_own(compiler: Compiler) -> bool:
+    """Whether the compiler is one of this library, whose pieces need no looking after."""
+    return type(compiler).__module__.startswith("torch_piecewise.compilers.")
+
+
+def returning_tuples(run: Callable[..., Any], piece: str, compiler: str) -> Callable[..., Any]:
+    """``run``, checked to return its outputs: a tensor alone would be taken apart row by row."""
+
+    def checked(*inputs: Any) -> Any:
+        result = run(*inputs)
+        if not isinstance(result, tuple | list):
+            raise not_a_tuple(piece, compiler, result)
+        return result
+
+    return checked

@@ -17,6 +17,16 @@ def no_artifact(unit: Unit, compiler: str, result: object) -> CompilerError:
     )
 
 
+def not_a_tuple(piece: str, compiler: str, result: object) -> CompilerError:
+    """A compiled piece returned something else than its outputs."""
+    return CompilerError(
+        f"What compiler {compiler!r} made of {piece} returned no tuple",
+        expected="a tuple (or list) of the piece's outputs, also where there is one",
+        got=type(result).__name__,
+        hint="the function that Compiler.load(artifact) returns has to return (output,)",
+    )
+
+
 def foreign_artifact(unit: Unit, compiler: str, artifact: Artifact) -> CompilerError:
     """The artifact is not of the compiler that is to load it."""
     return CompilerError(

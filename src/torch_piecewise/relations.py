@@ -36,10 +36,16 @@ class Relation:
         return frozenset(self._code.co_names) - FUNCTIONS.keys()
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it holds; one about a symbol that ``sizes`` lacks counts as holding."""
+        """Whether it holds; one about a symbol that ``sizes`` lacks counts as holding.
+
+        One that has no value for these sizes (a remainder of a division by 0) does not hold.
+        """
         if not self.symbols <= sizes.keys():
             return True
-        return bool(eval(self._code, {"__builtins__": {}, **FUNCTIONS}, dict(sizes)))
+        try:
+            return bool(eval(self._code, {"__builtins__": {}, **FUNCTIONS}, dict(sizes)))
+        except ArithmeticError:
+            return False
 
     @cached_property
     def _code(self) -> CodeType:

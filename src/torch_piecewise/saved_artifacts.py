@@ -16,7 +16,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers import Compiler, make_compiler
@@ -51,6 +51,7 @@ def save_artifact(
         CompilerError: the artifact lives with the process, or its compiler cannot write it so.
         BundleError: the folder is not empty.
     """
+    _check_format(format)
     if not artifact.is_storable:
         raise CompilerError(
             f"This artifact of {artifact.compiler!r} cannot be written down",
@@ -79,11 +80,21 @@ def load_artifact(
         UntrustedError: others can write to it; names the command that mends it.
         OSError: it cannot be read.
     """
+    _check_format(format)
     place = Path(path)
     _check_trusted(place)
     if format == "unpacked":
         return _load_unpacked(place, compiler)
     return _of_binary(place)
+
+
+def _check_format(format: str) -> None:
+    if format not in get_args(Format):
+        raise CompilerError(
+            f"There is no format {format!r} of saved artifacts",
+            expected=" or ".join(map(repr, get_args(Format))),
+            got=repr(format),
+        )
 
 
 # -- one file

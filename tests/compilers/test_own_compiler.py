@@ -10,7 +10,8 @@ import torch
 
 import torch_piecewise as tp
 from tests.graphs import Stack
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.artifact import Artifact
+from torch_piecewise.errors import CompilerError, ConfigError
 from torch_piecewise.testing import RecordingCompiler
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -100,3 +101,19 @@ def test_a_config_with_an_object_is_keyed_as_with_its_dotted_name() -> None:
     given = (RecordingCompiler(), "torch_piecewise.testing.RecordingCompiler", "eager")
     one, same, other = (tp.Config(backend=backend).as_ingredients() for backend in given)
     assert one == same != other
+
+
+class Bare(RecordingCompiler):
+    """Returns the output instead of a tuple of it."""
+
+    def load(self, artifact: Artifact) -> Any:
+        run = super().load(artifact)
+        return lambda *inputs: run(*inputs)[0]
+
+
+def test_a_piece_that_returns_no_tuple_is_an_error_that_names_it() -> None:
+    call = tp.compile(
+        lambda x: x * 2, backend=Bare("1"), dynamic_arg_dims={"x": 0}, splitting_ops=[], disable_cache=True
+    )
+    with pytest.raises(CompilerError, match="submod_0 returned no tuple"):
+        call(torch.randn(1, 4))
