@@ -58,7 +58,7 @@ EFFECTS: dict[str, str] = {
     "::test_each_distinct_piece_is_compiled_once_per_range_and_exact_size",
     "compile_sizes": "tests/test_compile.py"
     "::test_each_distinct_piece_is_compiled_once_per_range_and_exact_size",
-    "guards": "tests/test_guards.py::test_full_guards_notice_what_the_cheap_ones_do_not",
+    "guards": "tests/test_guards.py::test_full_guards_notice_what_the_cheap_ones_may_not",
     "on_guard_failure": "tests/test_guards.py::test_a_violated_full_guard_is_named",
     "cudagraph_mode": f"{STATIC}::test_full_mode_makes_one_graph_of_a_call_with_the_cuts_in_it",
     "cudagraph_capture_sizes": f"{STATIC}::test_sizes_beyond_the_largest_run_compiled_and_the_table_says_so",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import os
 import re
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import click
 import pytest
@@ -80,7 +82,8 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool
     monkeypatch.setitem(sys.modules, "page", module)
     before = set(sys.modules)
     try:
-        exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
+        with mock.patch.dict(os.environ):  # what a page sets there is the page's alone
+            exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
     finally:
         for name in set(sys.modules) - before:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):

@@ -64,7 +64,7 @@ CHANGES: dict[str, tuple[Callable[[Any, pytest.MonkeyPatch], None], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_full_guards_notice_what_the_cheap_ones_do_not(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_guards_notice_what_the_cheap_ones_may_not(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, _named = CHANGES[change]
     full, cheap = scaled(guards="full"), scaled()
     x = rows()
@@ -74,7 +74,8 @@ def test_full_guards_notice_what_the_cheap_ones_do_not(change: str, monkeypatch:
         make(model, monkeypatch)
     with tp.program_of(full).counters.expect(recompiles=1):
         assert torch.equal(full(x), uncompiled(full, x))
-    assert not torch.equal(cheap(x), uncompiled(cheap, x))  # as documented; else "full" would be "inputs"
+    # As documented: an attribute changed by hand is the one of the two that only "full" notices.
+    assert torch.equal(cheap(x), uncompiled(cheap, x)) is (change == "global")
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -87,7 +87,7 @@ def bake(
     settings = _settings(config, fields)
     key = load_key_file(Path(settings.signing_key_file)) if settings.signing_key_file else None
     entry = _entry(model, args, kwargs, settings.replace(signing_key_file=None), tag)
-    manifest, members = _Baker(entry, model).bundle(args, kwargs)
+    manifest, members = _Baker(entry.without_globals(), model).bundle(args, kwargs)
     write_bundle(Path(path), manifest, members, key.sign if key is not None else lambda _document: None)
 
 

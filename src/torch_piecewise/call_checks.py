@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ def check_functions() -> dict[str, Any]:
         "§Tensor": torch.Tensor,
         "§show": show,
         "§sharing": sharing,
+        "§modules": sys.modules,
         "___from_numpy": from_numpy,
     }
 

@@ -33,6 +33,11 @@ class Check:
     text: str
     got: str
 
+    @property
+    def reads_globals(self) -> bool:
+        """Whether it is about a value of a module."""
+        return "§globals[" in self.expression or "§modules[" in self.expression
+
 
 @dataclass(frozen=True)
 class Convention:

@@ -5,6 +5,7 @@ Its source is kept for people (``Entry.source``).
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,12 @@ class Entry:
         self.call: Callable[..., Any] = scope["entry"]
         self._explain: Callable[..., str | Relation | None] = scope["explain"]
         self._key: Callable[..., SizeKey] = scope["key"]
+
+    def without_globals(self) -> Entry:
+        """The same with the values of globals taken for granted, as they were in the trace."""
+        checks = (check for check in self.convention.checks if not check.reads_globals)
+        convention = dataclasses.replace(self.convention, checks=tuple(checks))
+        return Entry(convention, self.shape, self.program)
 
     def call_with(self, find: Callable[[SizeKey], Runner], *args: Any, **kwargs: Any) -> Any:
         """The same call, run by what ``find`` gives for its size."""

@@ -39,6 +39,8 @@ _BY_IDENTITY = frozenset(("ID_MATCH", "CLASS_MATCH", "FUNCTION_MATCH", "MODULE_M
 _BY_TYPE = frozenset(("TYPE_MATCH", "NN_MODULE", "DATA_PTR_MATCH", "WEAKREF_ALIVE"))
 _BY_ATTRIBUTE = frozenset(("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"))
 
+_GLOBAL = re.compile(r"G\['(?P<name>\w+)'\]")
+
 _ABSENT: Any = object()
 
 
@@ -61,6 +63,7 @@ def convention_of(
     checks = [
         *_mode_checks(owner_name, frame),
         *writer.owner_checks(owner_name),
+        *writer.global_checks(),
         *writer.checks(),
         *writer.sharing_checks(set(changed)),
     ]
@@ -135,6 +138,36 @@ class _Writer:
                 Check(
                     f"type({expression}) is type({label}) and {expression} == {label}",
                     f"{shown} was {value!r} in the trace",
+                    expression,
+                )
+            )
+        return made
+
+    def global_checks(self) -> list[Check]:
+        """One for each plain value of a module, of the model's own or of a helper's, that the trace read.
+
+        Files are compared when a program is taken from the store; a value set while a process runs is not in
+        any file.
+        """
+        made = []
+        for guard in self._raw.guards:
+            value = self._value(guard.path) if guard.path.startswith("G['") else _ABSENT
+            if guard.kind not in _BY_VALUE or not isinstance(value, bool | int | float | str | None):
+                continue
+            match = _GLOBAL.match(guard.path)
+            if match is None or match["name"].partition("_dot_")[0] in ("torch", "__import_torch"):
+                continue
+            alias, rest = match["name"], guard.path[match.end() :]
+            owner = f"§globals[{alias!r}]"
+            if alias.startswith("__import_"):
+                owner = f"§modules[{alias.removeprefix('__import_').replace('_dot_', '.')!r}]"
+            label = self._keep("global", guard.path, value)
+            shown = f"{owner.partition('[')[2].removesuffix(']').strip(chr(39))}{rest}"
+            expression = f"{owner}{rest}"
+            made.append(
+                Check(
+                    f"type({expression}) is type({label}) and {expression} == {label}",
+                    f"the global {shown} was {value!r} in the trace",
                     expression,
                 )
             )

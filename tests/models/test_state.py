@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -411,3 +412,30 @@ def test_a_replaced_submodule_that_says_it_equals_all_others_is_noticed() -> Non
     assert torch.equal(model(x), torch.nn.functional.linear(x, model.inner.weight, model.inner.bias))
     model.inner = SaysItEqualsAll(4, 4)
     assert torch.equal(model(x), torch.nn.functional.linear(x, model.inner.weight, model.inner.bias))
+
+
+FACTOR = 2.0
+TABLE = {"shift": 1.0}
+
+
+class ReadsGlobals(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * FACTOR + TABLE["shift"]
+
+
+def test_plain_globals_that_change_while_the_process_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"backend": "tests.kept_compiler.KeptEager", "cache_dir": tmp_path}
+    model = tp.compile(ReadsGlobals(), dynamic_arg_dims={"x": 0}, **settings)
+    x = torch.randn(3, 4)
+    assert torch.equal(model(x), x * 2 + 1)
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    assert torch.equal(model(x), x * 3 + 1)
+    monkeypatch.setitem(TABLE, "shift", 5.0)
+    assert torch.equal(model(x), x * 3 + 5)
+    # A later start takes from the store only what holds for the values of now.
+    later = tp.compile(ReadsGlobals(), dynamic_arg_dims={"x": 0}, **settings)
+    assert torch.equal(later(x), x * 3 + 5)
+    monkeypatch.setitem(TABLE, "shift", 7.0)
+    assert torch.equal(later(x), x * 3 + 7)
