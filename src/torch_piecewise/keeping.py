@@ -111,6 +111,7 @@ class Keeper:
         self.callee = callee
         self._bus = bus
         self._told: set[str] = set()
+        self._last_reason = ""
         self._host = host_cpu()
         self.key = Key.of(_ingredients(callee, config, compiler, PassPlan.for_compile(config), self._host))
 
@@ -135,6 +136,10 @@ class Keeper:
     def ingredients(self) -> str:
         """What the key is made of, as JSON text."""
         return json.dumps(self.key.as_json(), indent=1)
+
+    def why_missed(self) -> str:
+        """Why :meth:`load` found nothing that serves."""
+        return self._last_reason or self.why()
 
     def why(self) -> str:
         """One line: the nearest kept program and what differs."""
@@ -197,6 +202,7 @@ class Keeper:
 
     def _missed(self, reason: str) -> None:
         # Worth a warning where something is kept and does not serve; an empty store is no news.
+        self._last_reason = reason
         level = logging.INFO if reason.endswith("nothing of the kind yet") else logging.WARNING
         if reason not in self._told:  # who waited for a turn looks again
             self._told.add(reason)

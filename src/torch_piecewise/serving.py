@@ -218,7 +218,7 @@ class Serving:
             raise MissError(
                 "on_miss='error' and the store has no program for this call",
                 expected="a program kept by an earlier start",
-                got=self._keeper.why() if self._keeper is not None else "nothing of it can be kept",
+                got=self._keeper.why_missed() if self._keeper is not None else "nothing of it can be kept",
                 hint="run once with on_miss='compile' on the same root",
             )
         if self._config.on_miss == "eager":

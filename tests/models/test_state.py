@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 import torch_piecewise as tp
 from tests.graphs import attention
 from tests.models.checks import assert_same, works_unchanged
+from torch_piecewise.errors import MissError
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -439,3 +441,23 @@ def test_plain_globals_that_change_while_the_process_runs(
     assert torch.equal(later(x), x * 3 + 5)
     monkeypatch.setitem(TABLE, "shift", 7.0)
     assert torch.equal(later(x), x * 3 + 7)
+
+
+def test_a_miss_that_is_an_error_names_the_file_that_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "edited_later.py"
+    file.write_text("def twice(x):\n    return x * 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    twice = importlib.import_module("edited_later").twice
+
+    class Calls(torch.nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return twice(x)
+
+    settings: dict[str, Any] = {"backend": "tests.kept_compiler.KeptEager", "cache_dir": tmp_path / "root"}
+    tp.compile(Calls(), dynamic_arg_dims={"x": 0}, **settings)(torch.randn(3, 4))
+    file.write_text("# edited\n" + file.read_text())
+    later = tp.compile(Calls(), dynamic_arg_dims={"x": 0}, on_miss="error", **settings)
+    with pytest.raises(MissError, match=r"sources.*edited_later"):
+        later(torch.randn(3, 4))
