@@ -56,8 +56,8 @@ docs: install ## The pages as a site, in site/; broken links fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install ## Measure; one question a file
-	for file in benchmarks/compile_by_depth.py benchmarks/runner_cost.py benchmarks/start_up.py; do \
-		echo "== $$file"; $(BIN)/python $$file || exit 1; \
+	for file in start_up trace_by_depth compile_by_depth bundle_start call_overhead runner_cost real_model; do \
+		echo "== benchmarks/$$file.py"; $(BIN)/python benchmarks/$$file.py || exit 1; \
 	done
 
 clean: ## Remove what was made here, .venv too
