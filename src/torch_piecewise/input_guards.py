@@ -131,16 +131,8 @@ class _Writer:
             if not isinstance(value, bool | int | float | str | None):
                 continue
             expression = guard.path.replace(self._owner, "§owner", 1)
-            label = f"§own_{len(self.values)}"
-            self.values[label] = value
-            shown = guard.path.replace(self._owner, "the model", 1)
-            made.append(
-                Check(
-                    f"type({expression}) is type({label}) and {expression} == {label}",
-                    f"{shown} was {value!r} in the trace",
-                    expression,
-                )
-            )
+            label = self._keep("own", guard.path, value)
+            made.append(_unchanged(expression, label, guard.path.replace(self._owner, "the model", 1), value))
         return made
 
     def global_checks(self) -> list[Check]:
@@ -157,20 +149,11 @@ class _Writer:
             match = _GLOBAL.match(guard.path)
             if match is None or match["name"].partition("_dot_")[0] in ("torch", "__import_torch"):
                 continue
-            alias, rest = match["name"], guard.path[match.end() :]
-            owner = f"§globals[{alias!r}]"
-            if alias.startswith("__import_"):
-                owner = f"§modules[{alias.removeprefix('__import_').replace('_dot_', '.')!r}]"
+            table, name, rest = "§globals", match["name"], guard.path[match.end() :]
+            if name.startswith("__import_"):
+                table, name = "§modules", name.removeprefix("__import_").replace("_dot_", ".")
             label = self._keep("global", guard.path, value)
-            shown = f"{owner.partition('[')[2].removesuffix(']').strip(chr(39))}{rest}"
-            expression = f"{owner}{rest}"
-            made.append(
-                Check(
-                    f"type({expression}) is type({label}) and {expression} == {label}",
-                    f"the global {shown} was {value!r} in the trace",
-                    expression,
-                )
-            )
+            made.append(_unchanged(f"{table}[{name!r}]{rest}", label, f"the global {name}{rest}", value))
         return made
 
     def checks(self) -> list[Check]:
@@ -332,6 +315,15 @@ class _Writer:
         name = f"§{prefix}_{re.sub(r'[^0-9A-Za-z]+', '_', path)}_{zlib.crc32(path.encode()):x}"
         self.values[name] = value
         return name
+
+
+def _unchanged(expression: str, label: str, shown: str, value: Any) -> Check:
+    """``expression`` gives what it gave in the trace: ``value``, which is kept as ``label``."""
+    return Check(
+        f"type({expression}) is type({label}) and {expression} == {label}",
+        f"{shown} was {value!r} in the trace",
+        expression,
+    )
 
 
 def _listed(dims: Iterable[Dim]) -> str:

@@ -66,7 +66,6 @@ class Tracer:
         self._dims = dims
         self._config = config
         self._bus = bus
-        self._managers = managers
         self._workshop = Workshop(config, bus, managers)
 
     def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
