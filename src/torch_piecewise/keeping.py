@@ -123,8 +123,8 @@ class Keeper:
             if isinstance(found, Miss):
                 if number == 0 and (not found.reason or found.cause.value == "absent"):
                     close = self._nearest()
-                    reason = explain_miss(self.callee.label, close)
-                    self._missed(reason, is_news=close is not None and not _is_another_product(close))
+                    is_news = close is not None and not _is_another_product(close)
+                    self._missed(explain_miss(self.callee.label, close), is_news=is_news)
                 elif number == 0:
                     self._missed(found.reason)
                 return
