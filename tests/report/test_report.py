@@ -171,6 +171,11 @@ def test_an_equality_is_written_as_people_write_it(text: str, shown: str) -> Non
     assert show.condition(text) == shown
 
 
+def test_an_equality_is_told_once() -> None:
+    texts = ["Eq(a, b)", "Eq(b, a)", "Ne(a, 1)", "Eq(b, c)"]
+    assert show.conditions(texts) == ["a = b", "a ≠ 1", "b = c"]
+
+
 def test_letters_go_on_after_z() -> None:
     assert [letter(n) for n in (0, 25, 26, 27, 701, 702)] == ["A", "Z", "AA", "AB", "ZZ", "AAA"]
 

@@ -127,6 +127,7 @@ def _template() -> Any:
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals["asset"] = asset
+    environment.filters["condition"] = show.condition
     return environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
 
 

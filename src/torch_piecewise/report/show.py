@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _HUES = (212, 28, 152, 330, 262, 50, 186, 4, 96, 290, 236, 128)
 NOTHING = "\N{EN DASH}"
@@ -64,6 +64,14 @@ def condition(text: str) -> str:
         return text
     one, other = sorted(node.args, key=lambda side: isinstance(side, ast.Constant))  # the name first
     return f"{ast.unparse(one)} {sign} {ast.unparse(other)}"
+
+
+def conditions(texts: Iterable[str]) -> list[str]:
+    """Each condition once: two sides that are equal are so the other way round too."""
+    shown: dict[frozenset[str], str] = {}
+    for text in map(condition, texts):
+        shown.setdefault(frozenset(text.split(" = ")), text)
+    return list(shown.values())
 
 
 def range_text(text: str) -> str:
