@@ -312,8 +312,8 @@ def plain_function(x: Tensor) -> Tensor:
 def test_a_name_that_never_occurs_is_told_with_what_the_graph_holds() -> None:
     assert warning(lambda x: torch.sin(x @ x.mT).softmax(-1), "torch.sinh") == (
         "splitting op 'torch.sinh' never occurs in the traced graph, so nothing is cut there; near names "
-        "that do occur: torch.sin, torch.matmul; the graph holds builtins.getattr, torch.Tensor.softmax, torch.matmul, "
-        "torch.sin"
+        "that do occur: torch.sin, torch.matmul; the graph holds builtins.getattr, torch.Tensor.softmax, "
+        "torch.matmul, torch.sin"
     )
 
 
