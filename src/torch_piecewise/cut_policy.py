@@ -19,7 +19,7 @@ from torch_piecewise.cut_policy_names import (
     readable,
     target_names,
 )
-from torch_piecewise.cut_policy_resolve import checked_entries, exists, resolve
+from torch_piecewise.cut_policy_resolve import DEFAULT_SPLITTING_OPS, checked_entries, exists, resolve
 from torch_piecewise.errors import SplitError
 from torch_piecewise.ignoring import is_ignored, runs_in_ignored_call
 from torch_piecewise.torch_private.nodes import user_line
@@ -27,21 +27,6 @@ from torch_piecewise.torch_private.ops import is_higher_order, op_overload_name
 
 SplittingOp = str | type[Module] | Callable[[Node], bool]
 """One entry of ``Config.splitting_ops``."""
-
-DEFAULT_SPLITTING_OPS: tuple[str, ...] = (
-    "torch.nn.functional.scaled_dot_product_attention",
-    "torch.nn.functional.multi_head_attention_forward",
-    "aten::scaled_dot_product_attention",
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_fused_attention_overrideable",
-    "aten::_scaled_dot_product_attention_math",
-    "aten::_native_multi_head_attention",
-    "higher_order::flex_attention",
-)
-"""The attention operations torch knows: what ``splitting_ops=None`` means."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,22 @@ _FORMS = (
 )
 
 
+DEFAULT_SPLITTING_OPS: tuple[str, ...] = (
+    "torch.nn.functional.scaled_dot_product_attention",
+    "torch.nn.functional.multi_head_attention_forward",
+    "aten::scaled_dot_product_attention",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+    "aten::_scaled_dot_product_attention_math",
+    "aten::_native_multi_head_attention",
+    "higher_order::flex_attention",
+)
+"""The attention operations torch knows: what ``splitting_ops=None`` means."""
+
+
 def checked_entries(splitting_ops: object) -> tuple[Any, ...]:
     """The entries as ``Config`` holds them: operations given as objects by their names.
 
