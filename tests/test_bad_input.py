@@ -55,7 +55,7 @@ def says(*parts: str) -> str:
     [
         ("tests::atention", ("got: torch.ops.tests has no 'atention'", "did you mean attention?")),
         ("nowhere::op", ("got: torch.ops.nowhere has no 'op'", "import the module that registers it first")),
-        ("tests::attention.other", ("got: torch.ops.tests has no 'attention.other'",)),
+        ("tests::attention.other", ("tests::attention has: default", "got: 'other'", "name one of them")),
         ("torch.nn.functional.rellu", ("torch.nn.functional", "no attribute 'rellu'", "did you mean relu")),
         ("no_module.op", ("got: no module 'no_module'",)),
     ],
