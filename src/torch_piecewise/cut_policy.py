@@ -189,7 +189,8 @@ def _unmatched(rule: _Rule, graph: Graph) -> str:
             "operations come from; cut at operations, or give the graph that Dynamo traced"
         )
     operations = {readable(name) for node in graph.nodes for name in target_names(node)}
-    occurring = sorted(modules if rule.names_module or not operations else operations)
+    found = modules if rule.names_module or not operations else operations
+    occurring = sorted(found, key=lambda name: ("::" not in name, name))  # what is meant to be cut at, first
     near = difflib.get_close_matches(rule.text, occurring, n=3, cutoff=0.5)
     hint = f"; near names that do occur: {', '.join(near)}" if near else ""
     why = rule.if_unmatched
