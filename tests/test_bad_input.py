@@ -235,7 +235,7 @@ class Failing(Refusing):
 def test_a_compiler_that_failed_as_a_whole_is_not_said_to_have_failed_at_an_op() -> None:
     first, line = f"{__file__}:{waves.__code__.co_firstlineno + 1}", "(y = functional.relu(torch.sin(x)))"
     with pytest.raises(PieceCompileError) as caught:
-        cut_waves(Failing, compile_ranges_endpoints=None)(torch.ones(3))
+        cut_waves(Failing, compile_ranges_endpoints=[])(torch.ones(3))
     assert str(caught.value) == (
         "submod_0 failed to compile for sizes [1, inf] with 'refusing'\n"
         "  expected: a piece that the compiler accepts\n"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import torch_piecewise as tp
 from tests.graphs import Stack
+from torch_piecewise.compiled import Stats
 from torch_piecewise.errors import (
     ConfigError,
     DynamicDimError,
@@ -69,6 +70,11 @@ def test_each_distinct_piece_is_compiled_once_per_range_and_exact_size() -> None
     with tp.program_of(model).counters.expect(artifacts_compiled=3 * 4):
         for size in (1, 3, 10, 100):
             model(ids(size))
+
+
+def test_the_statistics_are_one_line_for_people() -> None:
+    stats = Stats(1, 5, 4, 3, 6, 2.25, {"compile": 2.25})
+    assert str(stats) == "5 pieces, 3 distinct, 4 cuts; 1 trace, 6 compiled in 2.2 s"
 
 
 def test_a_replaced_parameter_is_used_at_once() -> None:

@@ -156,6 +156,6 @@ def program_of(model: Any) -> CompiledCall:
             "This model is not compiled",
             expected="a model or function that tp.compile returned",
             got=f"{type(model).__name__}",
-            hint="call tp.compile(model, ...) first",
+            hint="call tp.compile(model, ...) first; a bundle that tp.load started has no handle",
         )
     return call

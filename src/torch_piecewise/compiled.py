@@ -54,6 +54,13 @@ class Stats:
     phase_seconds: dict[str, float]
     encoder_compile_seconds: float = 0.0
 
+    def __str__(self) -> str:
+        """One line for people."""
+        pieces = f"{self.pieces} pieces, {self.distinct_pieces} distinct, {self.cuts} cuts"
+        traces = f"{self.traces} trace{'' if self.traces == 1 else 's'}"
+        seconds = self.compile_seconds + self.encoder_compile_seconds
+        return f"{pieces}; {traces}, {self.artifacts_compiled} compiled in {seconds:.1f} s"
+
 
 class CompiledCall:
     """What runs instead of a model's own call; the handle that ``tp.program_of`` gives.

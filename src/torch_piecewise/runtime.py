@@ -52,8 +52,8 @@ class BundleCall:
             sizes = reason if isinstance(reason, GuardError) else None
             raise GuardError(
                 "This call is not one that the bundle was baked for",
-                expected=sizes and sizes.expected,
-                got=(sizes.got if sizes else reason) or "a submodule or a hook was replaced",
+                expected=sizes.expected if sizes is not None else None,
+                got=(sizes.got if sizes is not None else reason) or "a submodule or a hook was replaced",
                 hint="call it as tp.bake was shown, or bake it for such calls",
             )
         return result

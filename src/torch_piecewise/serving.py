@@ -204,6 +204,7 @@ class Serving:
         inspection.add("ingredients.json", self._keeper.ingredients())
 
     def _add(self, entry: Entry) -> None:
+        entry.program.rely_on(entry.compared)
         if self._static is not None:
             entry.state.on_other_memory = self._static.serve(
                 entry.program, entry.watched if self._config.guards != "none" else frozenset()

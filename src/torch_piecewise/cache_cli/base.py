@@ -6,7 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch_piecewise.cache_key import Difference, Key, explain_miss, ingredients_from_json, nearest
+from torch_piecewise.cache_key import (
+    Difference,
+    Key,
+    Nearest,
+    ingredients_from_json,
+    nearest,
+    told_differences,
+)
 from torch_piecewise.errors import ConfigError, MissError
 from torch_piecewise.store.base import Entry, Hit
 from torch_piecewise.store.files import Files, mapped_errors
@@ -102,13 +109,22 @@ def why(root: Path, target: str) -> Why:
     found = nearest(Key(ingredients_from_json(entry.ingredients)), earlier)
     name = entry.meta.get("name")
     what = f"{kind or 'entry'} {name or entry.key[:12]}"
-    text = explain_miss(what, found)
+    text = _made_because(what, found)
     recorded = entry.meta.get("miss")
     if isinstance(recorded, str) and recorded:
         text = f"{text} (recorded when it was made: {recorded})"
     if found is None:
         return Why(entry, None, (), text)
     return Why(entry, found.entry.key, found.differences, text)
+
+
+def _made_because(what: str, found: Nearest[Entry] | None) -> str:
+    if found is None:
+        return f"{what} was made because the store had nothing of the kind yet"
+    earlier = found.entry.key[:12]
+    if [one.path for one in found.differences] == ["specialisation"]:
+        return f"{what} was made for calls that the entry before it, {earlier}, does not serve: another trace"
+    return f"{what} was made because the nearest entry {earlier} {told_differences(found)}"
 
 
 def prune(root: Path, *, limit_bytes: int | None, unused_seconds: float | None, dry_run: bool) -> PruneReport:

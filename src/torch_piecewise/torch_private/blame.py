@@ -8,23 +8,25 @@ from torch.fx import GraphModule, Node
 
 from torch_piecewise.torch_private.nodes import target_label, user_line
 
-# How Inductor's lowering errors carry the op (``LoweringException``, 2.11 and 2.13), and how ops are spelled.
+# How Inductor's lowering errors carry the op (``LoweringException``, 2.11 and 2.13).
 _LOWERED = re.compile(r"^\s*target: (?:\w+\.)?(\w+)", re.MULTILINE)
+# How ops are spelled.
 _SPELLED = re.compile(
     r"\b\w+::(\w+)|\b(?:aten|prims|prim|torch|functional)\.(\w+)|[`'\"](\w+)[`'\"]|\b(\w+)\("
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 # Ops whose names are words of prose as well: they count where they are spelled as ops.
-_PROSE = frozenset(
-    "add all and any chunk copy divide expand fill flip float full getitem int index item like long mean "
-    "min max mul neg not or pad pow range repeat reshape roll round scatter select size sort split square "
-    "stack sub sum t take to type unbind values view where zero".split()
-)
+_PROSE_TEXT = """
+    add all and any chunk copy divide expand fill flip float full getitem int index item like long mean
+    min max mul neg not or pad pow range repeat reshape roll round scatter select size sort split square
+    stack sub sum t take to type unbind values view where zero
+"""
+_PROSE = frozenset(_PROSE_TEXT.split())
 
 
 def blamed(error: BaseException, graph: GraphModule) -> str:
-    """The failing op of ``graph`` and the user's line it came from; where the error names none, that it does not.
+    """The failing op of ``graph`` and the user's line it came from; or that the error names none.
 
     Args:
         error: a compiler's, which names ops as torch does or as it likes.

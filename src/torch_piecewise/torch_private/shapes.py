@@ -174,9 +174,13 @@ def _place(asked: Any, files: Collection[str]) -> str:
     short, _, rest = place.rpartition(":")
     if not short:
         return ""
-    path = next((file for file in files if shorten_filename(file) == short), short)
+    path = next((file for file in files if _shortened(file) == short), short)
     line = rest.partition(" in ")[0]
     return f"{path}:{line} ({code})" if code.strip() else f"{path}:{line}"
+
+
+def _shortened(file: str) -> str:
+    return str(shorten_filename(file))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def parse(text: str, symbols: Mapping[str, sympy.Symbol]) -> sympy.Basic:
