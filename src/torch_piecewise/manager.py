@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch.fx import GraphModule
 
@@ -30,12 +30,14 @@ from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, CompileTask, default_workers
 from torch_piecewise.progress import Progress
 from torch_piecewise.ranges import Range
-from torch_piecewise.splitting import SplitItem
 from torch_piecewise.store import OpenStore
+
+if TYPE_CHECKING:
+    from torch_piecewise.splitting import SplitItem
 
 __all__ = ["EVERY_SIZE", "CompilerManager", "Ready", "Unit"]
 
-PieceLike = Piece | GraphModule | SplitItem
+PieceLike: TypeAlias = "Piece | GraphModule | SplitItem"
 """What a manager takes for a piece: its description, its graph, or an item of a cut graph."""
 
 
