@@ -4,6 +4,7 @@ Each one is also a subclass of the builtin that people already catch::
 
     PiecewiseError                      everything below
     ├── ConfigError        (ValueError)     a setting is unknown, contradictory or malformed
+    ├── ArgumentError      (TypeError)      a call was given a value of the wrong type
     ├── CaptureError       (RuntimeError)   the model could not be traced as one graph
     │   ├── GraphBreakError                 Dynamo had to break the graph
     │   └── DynamicDimError  (ValueError)   a dynamic dim does not exist or was specialised
@@ -74,6 +75,10 @@ def _rebuild(
 
 class ConfigError(PiecewiseError, ValueError):
     """A setting is unknown, contradicts another, or has a value it cannot have."""
+
+
+class ArgumentError(PiecewiseError, TypeError):
+    """A call of this library was given a value of the wrong type."""
 
 
 class CaptureError(PiecewiseError, RuntimeError):

@@ -110,7 +110,7 @@ class Tracer:
         inspection.add("transformed_code.py", entry.source)
         return Traced(
             entry=entry,
-            sources=tuple(code.co_filename for code in raw.traced_code),
+            sources=raw.files,
             companions={
                 "computation_graph.py": graph_text,
                 "transformed_code.py": entry.source,
