@@ -39,7 +39,10 @@ def test_code_is_kept() -> None:
 
 def test_code_with_constants_that_marshal_does_not_know_is_kept() -> None:
     def made(x: Any) -> Any:
-        return [(lambda: (x, "dtype", -0.0))()]
+        def inner() -> Any:
+            return x, "dtype", -0.0
+
+        return [inner()]
 
     constants = (None, torch.float16, torch.device("cpu"), torch.contiguous_format, Pair._make)
     swap = {"dtype": torch.bfloat16}

@@ -79,7 +79,7 @@ class Convention:
 
 
 def files_of_constants(code: types.CodeType) -> tuple[str, ...]:
-    """The files of the classes that code calls as constants: what they do with its values is theirs to say."""
+    """The files of the classes that code calls as constants, which decide what its values become."""
     files: list[str] = []
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
