@@ -10,11 +10,10 @@ from typing import Any, Self
 
 from torch_piecewise.config_fields import CAPTURE_SIZES, ConfigFields, Setting
 from torch_piecewise.config_ingredients import as_text, stable_name
-from torch_piecewise.config_kinds import did_you_mean
 from torch_piecewise.config_rules import contradiction
 from torch_piecewise.config_table import Describe, FieldDoc
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.errors import ConfigError, did_you_mean
 from torch_piecewise.ranges import UNBOUNDED, Range, ranges_from_endpoints
 
 ENV_PREFIX = "TORCH_PIECEWISE_"

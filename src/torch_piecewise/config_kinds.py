@@ -7,7 +7,6 @@ returns something for ``check``. A kind that has subordinate parts is built from
 
 from __future__ import annotations
 
-import difflib
 import json
 import operator
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.errors import ConfigError, did_you_mean
 from torch_piecewise.frozen_map import FrozenMap
 
 
@@ -42,12 +41,6 @@ def bad_value(label: str, kind: Kind, value: object, hint: str | None = None) ->
         got=f"{value!r} ({type(value).__name__})",
         hint=hint or "give a value of the expected form, or leave the field out for its default",
     )
-
-
-def did_you_mean(given: object, known: Iterable[str]) -> str | None:
-    """A hint that names what was probably meant; None where nothing known is near."""
-    near = difflib.get_close_matches(str(given).lower(), list(known), n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else None
 
 
 def as_int(value: object) -> int | None:

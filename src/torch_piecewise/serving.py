@@ -145,7 +145,7 @@ class Serving:
         if result is MISS:
             raise GuardError(
                 "A fresh trace does not accept the very call it was made from",
-                got=self.entries[0].why_not(*args, **kwargs),
+                got=str(self.entries[0].why_not(*args, **kwargs)),
                 hint="please report this with the model; tp.program_of(model).restore() runs it uncompiled",
             )
         return result
@@ -310,7 +310,7 @@ class Serving:
         if error is not None:
             raise error
         logger.info("tracing again: %s", reason)
-        self._bus.emit(Recompiled(reason=reason))
+        self._bus.emit(Recompiled(reason=str(reason)))
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         start = time.monotonic()

@@ -62,7 +62,7 @@ def call_through(
 
 
 def _reasons(entries: Sequence[Entry], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    reasons = dict.fromkeys(entry.why_not(*args, **kwargs).partition("\n")[0] for entry in entries)
+    reasons = dict.fromkeys(str(entry.why_not(*args, **kwargs)) for entry in entries)
     return "; ".join(reasons) if reasons else "a model that was not called yet"
 
 
