@@ -72,9 +72,13 @@ def test_swapped_arguments_of_a_context_are_told() -> None:
 
 def test_a_number_is_a_batch_of_that_many_tokens() -> None:
     dispatcher = tp.CUDAGraphDispatcher(tp.CUDAGraphMode.FULL_AND_PIECEWISE, [1, 2, 4, 8])
-    assert dispatcher.dispatch(3) == dispatcher.dispatch(tp.BatchDescriptor(3)) == (
-        PIECEWISE,
-        tp.BatchDescriptor(4),
+    assert (
+        dispatcher.dispatch(3)
+        == dispatcher.dispatch(tp.BatchDescriptor(3))
+        == (
+            PIECEWISE,
+            tp.BatchDescriptor(4),
+        )
     )
     assert dispatcher.dispatch(9).mode is NONE
 

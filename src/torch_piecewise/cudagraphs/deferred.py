@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -41,7 +42,7 @@ class DeferredCUDAStaticGraph:
 
     def turn(self) -> AbstractContextManager[object]:
         """See :meth:`StaticGraphBackend.turn`."""
-        return _Turn(self)
+        return _Turn(self._backend)
 
     def _backend(self) -> CUDAStaticGraph:
         with self._lock:
@@ -61,11 +62,11 @@ class DeferredCUDAStaticGraph:
 class _Turn:
     """The turn of a backend that may not be made yet."""
 
-    def __init__(self, pool: DeferredCUDAStaticGraph) -> None:
-        self._pool = pool
+    def __init__(self, backend: Callable[[], CUDAStaticGraph]) -> None:
+        self._backend = backend
 
     def __enter__(self) -> None:
-        self._pool._backend().turn().__enter__()
+        self._backend().turn().__enter__()
 
     def __exit__(self, *exception: object) -> None:
-        self._pool._backend().turn().__exit__(None, None, None)
+        self._backend().turn().__exit__(None, None, None)

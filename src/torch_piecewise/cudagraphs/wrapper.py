@@ -97,7 +97,7 @@ class CUDAGraphWrapper:
         runtime_mode: ``PIECEWISE`` or ``FULL``.
         options: None for the defaults.
         pool: where graphs live, shared by everything that runs one after the other. None for a CUDA pool of
-            its own, made at the first capture; a handle from ``torch.cuda.graph_pool_handle()`` for that pool.
+            its own, made at the first capture; a handle from ``torch.cuda.graph_pool_handle()`` for that one.
 
     Raises:
         ConfigError: ``runtime_mode`` is another mode.
