@@ -15,7 +15,7 @@ from torch_piecewise.entry_source import MISS as MISS
 from torch_piecewise.entry_source import CallShape as CallShape
 from torch_piecewise.entry_source import EntryWriter
 from torch_piecewise.errors import GuardError
-from torch_piecewise.guard_policy import evaluation_error
+from torch_piecewise.guard_policy import Mismatch, evaluation_error
 from torch_piecewise.piece import InputSpec, TensorSpec
 from torch_piecewise.program import Program, SizeKey
 from torch_piecewise.relations import Relation
@@ -88,17 +88,18 @@ class Entry:
 
         scope["_tp_lookup"] = told
 
-    def why_not(self, *args: Any, **kwargs: Any) -> str:
+    def why_not(self, *args: Any, **kwargs: Any) -> Mismatch:
         """Why a call is not one this entry was traced for, for people."""
         replaced = self.state.replaced_child()
         if replaced is not None:
-            return f"submodule {replaced} was replaced"
+            return Mismatch(f"submodule {replaced} was replaced")
         if not self.state.hooks_unchanged():
-            return "a module has other hooks than in the trace"
+            return Mismatch("a module has other hooks than in the trace")
         reason = self._explain(*args, **kwargs)
         if isinstance(reason, Relation):
-            return str(self.program.rejection(reason, self._key(*args, **kwargs)))
-        return reason or "the call differs from the traced one"
+            error = self.program.rejection(reason, self._key(*args, **kwargs))
+            return Mismatch(error.got or "", error.expected)
+        return Mismatch(reason or "the call differs from the traced one")
 
     def size_error(self, *args: Any, **kwargs: Any) -> GuardError | None:
         """What ``evaluate_guards`` says of a call that fits in all but what the model asked of its sizes."""

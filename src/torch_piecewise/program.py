@@ -351,13 +351,12 @@ class Program:
     def rejection(self, relation: Relation, key: SizeKey) -> GuardError | ConfigError:
         """What a call of these sizes is told, that violates ``relation``."""
         names = self.sizes.names
-        text = readable(relation.text, names)
         got = [f"{readable(symbol, names)}={value}" for symbol, value in self.values_of(key).items()]
         if relation.promised_by:
-            return limit_error(", ".join(got), text)
+            return limit_error(", ".join(got), readable(relation.text, names))
         return GuardError(
             "The sizes of this call are outside what the program was traced for",
-            expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",
+            expected=relation.shown(names),
             got=", ".join(got),
             hint="on_guard_failure='recompile' traces again for such sizes",
         )
