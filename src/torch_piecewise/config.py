@@ -80,6 +80,26 @@ class Config(ConfigFields):
         object.__setattr__(config, "_environment", frozenset(read) - fields.keys())
         return config
 
+    @classmethod
+    def given(cls, config: Self | None, fields: Mapping[str, object], *, to: str) -> Self:
+        """The settings that a door was handed: a config or None, fields that override it; the environment.
+
+        Args:
+            to: the door, for messages: ``"tp.compile"``.
+
+        Raises:
+            ConfigError: ``config`` is something else, or a field is unknown or malformed.
+        """
+        if config is not None and not isinstance(config, cls):
+            raise ConfigError(
+                f"config of {to} is no Config",
+                expected="tp.Config(...) or None",
+                got=type(config).__name__,
+                hint=f"give settings as keyword arguments: {to}(..., backend='eager')",
+            )
+        base = config if config is not None else cls()
+        return (base.replace(**fields) if fields else base).with_env()
+
     @property
     def explicit(self) -> frozenset[str]:
         """Names of the fields that were given, whatever their value."""

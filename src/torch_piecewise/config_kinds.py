@@ -244,7 +244,7 @@ def in_order(items: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of values of one kind, held as a tuple without duplicates.
+    """A list of values of one kind, held as a tuple without duplicates; None is the empty list.
 
     Attributes:
         kind: of each item.
@@ -261,6 +261,8 @@ class Items:
         return f"a list, such as {self.example}, of: {self.kind.expected}"
 
     def check(self, label: str, value: object) -> tuple[Any, ...]:
+        if value is None:
+            return ()
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
             raise bad_value(label, self, value, f"write a list: {self.example}")
         # A set has no order of its own, and one that changes with the process would change cache keys.
@@ -276,7 +278,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """A mapping from text to values, held as a :class:`FrozenMap`.
+    """A mapping from text to values, held as a :class:`FrozenMap`; None is the empty one.
 
     Attributes:
         what: what it maps, for messages.
@@ -293,6 +295,7 @@ class Table:
         return f"a mapping {self.what}"
 
     def check(self, label: str, value: object) -> FrozenMap[str, Any]:
+        value = {} if value is None else value
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise bad_value(label, self, value)
         keys = list(value) if self.ordered else sorted(value)

@@ -59,7 +59,7 @@ class PassRun:
         for position, (name, graph_pass) in enumerate(self._passes):
             if graph_pass.is_applicable_for_range(self._range):
                 self._record(self._one(position, name, graph_pass, graph))
-                self._done.append(name)
+                self._done.append(_called(name, graph_pass))
             else:
                 self._record(PassRecord(name=name, range=self._range, ran=False))
 
@@ -74,7 +74,7 @@ class PassRun:
             wrong = ("left a broken graph", problem)
         if wrong is not None:
             self._dumps.write(position, name, "broken", graph)
-            raise self._error(name, *wrong, _undone(before)) from cause
+            raise self._error(_called(name, graph_pass), *wrong, _undone(before)) from cause
         self._dumps.write(position, name, "after", graph)
         _log.debug("Pass %s, range %s: %s matches in %.4f s", name, self._range, matches, seconds)
         return PassRecord(
@@ -94,6 +94,13 @@ class PassRun:
             got=got,
             hint=hint,
         )
+
+
+def _called(name: str, graph_pass: GraphPass) -> str:
+    """What people call the pass, with the class or function to look for where that is spelled otherwise."""
+    cls = type(graph_pass)
+    own = cls.__qualname__ if cls.name is GraphPass.name else graph_pass.name
+    return name if own == name else f"{name} ({own})"
 
 
 def _attempt(
