@@ -150,7 +150,10 @@ def test_why_names_the_ingredient_that_differs_from_the_earlier_entry(run, opene
     first = put(opened, 1e-5)
     second = put(opened, 1e-6)
     text = run("why", "net")
-    assert f"the nearest entry {first[:12]} differs in module.layers.3.eps: 1e-05 -> 1e-06" in text
+    assert text == (
+        f"program net was made because the nearest entry {first[:12]} differs in "
+        "module.layers.3.eps: 1e-05 -> 1e-06\n"
+    )
     told = json.loads(run("why", second[:10], "--json"))
     assert told["key"] == second
     assert told["nearest"] == first
@@ -161,7 +164,7 @@ def test_why_names_the_ingredient_that_differs_from_the_earlier_entry(run, opene
 
 def test_why_of_the_first_entry_says_that_nothing_was_there(run, opened):
     put(opened, 1e-5)
-    assert "nothing of the kind yet" in run("why", "net")
+    assert run("why", "net") == "program net was made because the store had nothing of the kind yet\n"
     assert json.loads(run("why", "net", "--json"))["nearest"] is None
 
 
@@ -170,6 +173,16 @@ def test_why_lists_every_difference_when_there_are_several(run, opened):
     put(opened, 1e-6, "other")
     lines = run("why", "other").splitlines()
     assert lines[2:] == ["name: net -> other", "module.layers.3.eps: 1e-05 -> 1e-06"]
+
+
+def test_why_calls_a_further_trace_by_its_name(run, root):
+    model = tp.compile(
+        torch.nn.Linear(4, 4), backend=RecordingCompiler(), dynamic_arg_dims={"input": 0}, cache_dir=root
+    )
+    with torch.no_grad():
+        model(torch.randn(3, 4))
+        model(torch.randn(3, 5, 4))
+    assert "was made for calls that the entry before it, " in run("why", "Linear")
 
 
 def test_why_tells_what_was_recorded_when_the_entry_was_made(opened, root):

@@ -94,6 +94,11 @@ class RawCapture:
     blocks_apart: Mapping[str, str] = field(default_factory=dict)
     full_guards: FullGuards | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of all code that the trace ran through."""
+        return tuple(code.co_filename for code in self.traced_code)
+
 
 def capture_fullgraph(
     function: Callable[..., Any],

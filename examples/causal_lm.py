@@ -1,0 +1,129 @@
+"""SmolLM2 through transformers' own ``generate()``, eager and in pieces: ``python -m examples.causal_lm``.
+
+Greedy, sampling, a batch of prompts of unlike length, a draft model, prompt look-up: for each way the tokens
+of both and how many come in a second.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import torch_piecewise as tp
+from torch_piecewise.integrations.transformers import compile_causal_lm
+
+PROMPTS = (
+    "Name three rivers in Europe.",
+    "Explain what a compiler does, in two sentences.",
+    "Why is the sky blue?",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens, ``[batch, new]``, and the seconds they took."""
+
+    tokens: Tensor
+    seconds: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, of all sequences together."""
+        return self.tokens.numel() / self.seconds
+
+
+Way = Callable[[Any], Tensor]
+"""Takes the model, gives prompts and answers, ``[batch, length]``."""
+
+
+def padded(prompts: Iterable[Sequence[int]], pad: int = 0) -> dict[str, Tensor]:
+    """Prompts of unlike length as one batch, padded on the left, where a decoder wants it."""
+    rows = [torch.tensor(list(prompt)) for prompt in prompts]
+    length = max(map(len, rows))
+    filled = [nn.functional.pad(row, (length - len(row), 0), value=pad) for row in rows]
+    masks = [nn.functional.pad(torch.ones_like(row), (length - len(row), 0)) for row in rows]
+    return {"input_ids": torch.stack(filled), "attention_mask": torch.stack(masks)}
+
+
+def draft_of(model: Any, layers: int) -> Any:
+    """The first layers of a Llama as a model of its own: quick, and often right about the next token."""
+    draft = copy.deepcopy(model)
+    draft.model.layers = draft.model.layers[:layers]
+    draft.config.num_hidden_layers = layers
+    return draft
+
+
+def ways(prompts: Sequence[Sequence[int]], draft: Any, new_tokens: int) -> dict[str, Way]:
+    """Ways to generate, by name; sampling draws the same numbers each time."""
+    one, all_of_them = padded(prompts[:1]), padded(prompts)
+    fixed = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "pad_token_id": 0}
+
+    def sampled(model: Any) -> Tensor:
+        torch.manual_seed(0)
+        return model.generate(**one, **fixed, do_sample=True, temperature=0.8, top_p=0.95)
+
+    def greedy(model: Any, inputs: dict[str, Tensor], **how: Any) -> Tensor:
+        return model.generate(**inputs, **fixed, do_sample=False, **how)
+
+    return {
+        "greedy": lambda model: greedy(model, one),
+        "sampling": sampled,
+        "padded batch": lambda model: greedy(model, all_of_them),
+        "draft model": lambda model: greedy(model, one, assistant_model=draft),
+        "prompt look-up": lambda model: greedy(model, one, prompt_lookup_num_tokens=3),
+    }
+
+
+def answers(model: Any, asked: dict[str, Way], prompts: Sequence[Sequence[int]]) -> dict[str, Answer]:
+    """What the model says to each way, after one call that is not timed."""
+    found = {}
+    length = {
+        name: padded(prompts)["input_ids"].shape[1] if "batch" in name else len(prompts[0]) for name in asked
+    }
+    for name, way in asked.items():
+        way(model)
+        start = time.perf_counter()
+        tokens = way(model)
+        found[name] = Answer(tokens[:, length[name] :], time.perf_counter() - start)
+    return found
+
+
+def compare(
+    model: Any, prompts: Sequence[Sequence[int]], *, draft_layers: int, new_tokens: int, **fields: Any
+) -> int:
+    """Print a line for each way; how many gave other tokens in pieces than eager. Compiles in place."""
+    asked = ways(prompts, draft_of(model, draft_layers), new_tokens)
+    with torch.no_grad():
+        eager = answers(model, asked, prompts)
+        compile_causal_lm(model, max_length=512, compile_sizes=[1], **fields)
+        pieces = answers(model, asked, prompts)
+    print(f"{'':<16} {'eager':>7} {'pieces':>7}  tokens/s")
+    differ = 0
+    for name in asked:
+        same = torch.equal(eager[name].tokens, pieces[name].tokens)
+        differ += not same
+        note = "" if same else "  OTHER TOKENS"
+        print(f"{name:<16} {eager[name].speed:>7.1f} {pieces[name].speed:>7.1f}{note}")
+    stats = tp.program_of(model).stats
+    print(f"{stats.pieces} pieces, {stats.distinct_pieces} distinct, {stats.traces} traces")
+    return differ
+
+
+def main() -> None:
+    from torch_piecewise.demo.baselines import load_transformers
+    from torch_piecewise.demo.text import Chat
+    from torch_piecewise.demo.weights import model_folder
+
+    folder = model_folder(say=print)
+    chat = Chat.load(folder)
+    compare(load_transformers(folder), [chat.prompt(one) for one in PROMPTS], draft_layers=10, new_tokens=48)
+
+
+if __name__ == "__main__":
+    main()
