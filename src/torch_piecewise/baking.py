@@ -201,6 +201,6 @@ def _check_accepted(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any])
     if missed:
         raise BundleError(
             "A fresh trace does not accept the very call it was made from",
-            got=entry.why_not(*args, **kwargs),
+            got=str(entry.why_not(*args, **kwargs)),
             hint="please report this with the model; tp.compile runs it",
         )
