@@ -182,7 +182,7 @@ def test_a_fake_that_cannot_be_called() -> None:
         "mistakes::op: its fake is nothing that can be called\n"
         "  expected: a function that makes empty outputs of the right sizes\n"
         "  got: 3 (int)\n"
-        "  to do: give one: fake=lambda q, k, v: torch.empty_like(q)"
+        "  to do: leave fake out, or give one: fake=lambda q, k, v: torch.empty_like(q)"
     )
 
 

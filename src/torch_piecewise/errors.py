@@ -27,6 +27,15 @@ A message says what went wrong, what was expected, what was given, and what to d
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str | None:
+    """A hint that names what was probably meant; None where nothing known is near."""
+    near = difflib.get_close_matches(str(given).lower(), list(known), n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else None
+
 
 class PiecewiseError(Exception):
     """Base of all errors raised on purpose by torch-piecewise.

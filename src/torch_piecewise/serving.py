@@ -80,6 +80,7 @@ class Serving:
         self._ready_programs = 0
         self._tracer: Tracer | None = None
         self._keeper: Keeper | None = None
+        self._why_not_kept = "there is no store"
         self._managers: Managers | None = None
         self._traces_later = False
         self._kept = 0
@@ -157,7 +158,10 @@ class Serving:
         """Find the store and what in it could be this callable's."""
         store = store_for(self._config)
         self._managers = Managers(self._config, self._bus, store, self.background)
-        if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
+        if store is None:
+            return
+        if not getattr(self._managers.compiler, "keeps_artifacts", False):
+            self._why_not_kept = f"what backend {self._managers.compiler.name!r} makes cannot be kept"
             return
         callee = Callee(self.subject.plain, self.subject.owner, self._tag.name, self._tag.is_encoder)
         if self._config.guards == "full":
@@ -170,6 +174,7 @@ class Serving:
         try:
             self._keeper = Keeper(store, callee, self._config, self._managers.compiler, self._bus)
         except FingerprintError as error:
+            self._why_not_kept = str(error)
             logger.warning("nothing of %s is kept: %s", callee.label, error)
 
     def _from_store(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
@@ -219,8 +224,10 @@ class Serving:
             raise MissError(
                 "on_miss='error' and the store has no program for this call",
                 expected="a program kept by an earlier start",
-                got=self._keeper.why_missed() if self._keeper is not None else "nothing of it can be kept",
-                hint="run once with on_miss='compile' on the same root",
+                got=self._keeper.why_missed() if self._keeper is not None else self._why_not_kept,
+                hint="run once with on_miss='compile' on the same root"
+                if self._keeper is not None
+                else "mend that first: no start of it is kept",
             )
         if self._config.on_miss == "eager":
             return _UNCOMPILED

@@ -13,6 +13,7 @@ from torch_piecewise.backend import Workshop
 from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
 from torch_piecewise.config import Config
+from torch_piecewise.convention import files_of_constants
 from torch_piecewise.describe import changed_inputs
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
@@ -110,7 +111,7 @@ class Tracer:
         inspection.add("transformed_code.py", entry.source)
         return Traced(
             entry=entry,
-            sources=raw.files,
+            sources=(*raw.files, *files_of_constants(raw.tail)),
             companions={
                 "computation_graph.py": graph_text,
                 "transformed_code.py": entry.source,

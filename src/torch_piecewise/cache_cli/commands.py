@@ -70,11 +70,14 @@ def _list(root: Path, as_json: bool) -> None:
 
 
 @cache.command("show")
-@click.argument("target")
+@click.argument("target", required=False)
 @_json_option
 @click.pass_obj
-def _show(root: Path, target: str, as_json: bool) -> None:
-    """Show one entry: its ingredients, blobs and companions. TARGET: digits of its key, a name, or a tag."""
+def _show(root: Path, target: str | None, as_json: bool) -> None:
+    """Show one entry: its ingredients, blobs and companions.
+
+    TARGET: digits of its key, or a model's name or tag (its newest); the newest program where left out.
+    """
     with _told():
         entry = find_entry(root, target)
         document = {
@@ -144,11 +147,14 @@ def _prune(root: Path, limit: str | None, unused_days: float | None, dry_run: bo
 
 
 @cache.command("why")
-@click.argument("target")
+@click.argument("target", required=False)
 @_json_option
 @click.pass_obj
-def _why(root: Path, target: str, as_json: bool) -> None:
-    """Say why an entry had to be made. TARGET: digits of its key, or a model's name or tag (its newest)."""
+def _why(root: Path, target: str | None, as_json: bool) -> None:
+    """Say why an entry had to be made.
+
+    TARGET: digits of its key, or a model's name or tag (its newest); the newest program where left out.
+    """
     with _told():
         found = why(root, target)
     if as_json:

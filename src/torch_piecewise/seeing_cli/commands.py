@@ -27,7 +27,7 @@ _root_option = click.option(
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", required=False)
 @click.option(
     "-o",
     "--output",
@@ -38,11 +38,12 @@ _root_option = click.option(
 )
 @click.option("--profile", is_flag=True, help="Also measure each piece against eager (a script only).")
 @_root_option
-def report(target: str, output: Path, profile: bool, root: Path | None) -> None:
+def report(target: str | None, output: Path, profile: bool, root: Path | None) -> None:
     """Write the report of TARGET.
 
     TARGET is a recorded run (run.json, as program.report("run.json") wrote it); a script, which is run, or
-    MODULE:FUNCTION, which is called; or a program in the store by its name, its tag or digits of its key.
+    MODULE:FUNCTION, which is called; or a program in the store by its name, its tag or digits of its key:
+    the newest one where TARGET is left out.
     """
     with _told():
         for name, found in _reports(target, profile, root):
@@ -108,13 +109,13 @@ def _told() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-def _reports(target: str, profile: bool, root: Path | None) -> Iterator[tuple[str, Report]]:
+def _reports(target: str | None, profile: bool, root: Path | None) -> Iterator[tuple[str, Report]]:
     """Reports with a name to tell them apart; an empty one where there is only one."""
     from torch_piecewise.seeing_cli.script import is_code, load
 
-    if target.endswith(".json"):
+    if target is not None and target.endswith(".json"):
         yield "", _recorded(Path(target))
-    elif is_code(target):
+    elif target is not None and is_code(target):
         found = load(target)
         for name, handle in found.compiled.items():
             yield name if len(found.compiled) > 1 else "", _after_running(handle, found, profile)
