@@ -276,7 +276,10 @@ class Serving:
                 return result
             traced = trace(args, kwargs)
             traced.inspection.add("ingredients.json", self._keeper.ingredients())
-            companions = {**traced.companions, **self._observed.companions(self.subject.label, traced.entry)}
+            companions = {
+                **traced.companions(),
+                **self._observed.companions(self.subject.label, traced.entry),
+            }
             self._keeper.keep(traced.entry, traced.sources, companions, before)
             self._kept += 1
             self._add(traced.entry)

@@ -31,13 +31,13 @@ class Traced:
 
     Attributes:
         sources: files of all code that the trace ran through.
-        companions: file name -> text for people.
+        companions: writes texts for people: file name -> text.
         inspection: takes more for people.
     """
 
     entry: Entry
     sources: tuple[str, ...]
-    companions: dict[str, str]
+    companions: Callable[[], dict[str, str]]
     inspection: Inspection
 
 
@@ -82,7 +82,6 @@ class Tracer:
                 blocks_apart=raw.blocks_apart,
             )
         )
-        graph_text = raw.graph.print_readable(print_output=False)
         changed = [raw.sources[index] for index in changed_inputs(raw.graph)]
         label = type(self._owner).__qualname__ if self._owner is not None else raw.traced.__qualname__
         inspection = Inspection(self._config, self._bus.tag, label)
@@ -112,8 +111,8 @@ class Tracer:
         return Traced(
             entry=entry,
             sources=(*raw.files, *files_of_constants(raw.tail)),
-            companions={
-                "computation_graph.py": graph_text,
+            companions=lambda: {
+                "computation_graph.py": raw.graph.print_readable(print_output=False),
                 "transformed_code.py": entry.source,
                 "runner.py": program.stitched.source,
             },

@@ -68,6 +68,18 @@ def test_a_compiled_model_is_found_by_its_name(root):
     assert find_entry(root, "Linear").meta["kind"] == "program"
 
 
+def test_the_root_can_be_named_behind_the_verb_too(root, opened):
+    put(opened, 1e-5)
+    for words in (["list"], ["show", "net"], ["verify"], ["prune", "--dry-run"], ["why", "net"], ["path"]):
+        ahead = CliRunner().invoke(cache, ["--root", str(root), *words]).output
+        assert CliRunner().invoke(cache, [*words, "--root", str(root)]).output == ahead
+
+
+def test_an_artifact_is_listed_with_its_piece(run, opened):
+    opened.store.put("ab" * 32, Draft([["n", 1]], {}, {"kind": "artifact", "piece": "submod_0"}))
+    assert json.loads(run("list", "--json"))[0]["name"] == "submod_0"
+
+
 def test_path_prints_the_root(run, root):
     assert run("path") == f"{root}\n"
     assert json.loads(run("path", "--json")) == {"path": str(root), "exists": False}

@@ -26,7 +26,7 @@ _root_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Write a page about a model, a script or a recorded run.")
 @click.argument("target", required=False)
 @click.option(
     "-o",
@@ -52,7 +52,7 @@ def report(target: str | None, output: Path, profile: bool, root: Path | None) -
             click.echo(f"{found.title}: {path}")
 
 
-@click.command()
+@click.command(short_help="Say where a model would be cut; compile nothing.")
 @click.argument("script")
 @click.option("--grad", is_flag=True, help="As for training; else as under torch.no_grad().")
 @click.option("--every-break", is_flag=True, help="Run the model eagerly and tell every graph break.")
@@ -64,8 +64,9 @@ def explain(script: str, every_break: bool, grad: bool, output: Path | None, as_
     """Say where SCRIPT's model would be cut, into what, and what is in the way; nothing is compiled.
 
     SCRIPT defines model and example_inputs (a tuple, a dict of keyword arguments, or one argument), or is
-    MODULE:FUNCTION that returns both. A model that is compiled there is explained with its own settings,
-    another with those of the environment. Exits with 1 where something is in the way.
+    MODULE:FUNCTION that returns both, and if it likes a dict of settings, as for bake. A model that is
+    compiled there is explained with its own settings, another with those of the environment. Exits with 1
+    where something is in the way.
     """
     import torch
 
@@ -81,7 +82,7 @@ def explain(script: str, every_break: bool, grad: bool, output: Path | None, as_
     sys.exit(1 if found.obstacles else 0)
 
 
-@click.command()
+@click.command(short_help="Check what is needed on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @_root_option
 def doctor(as_json: bool, root: Path | None) -> None:

@@ -95,7 +95,8 @@ def symbols_in(texts: Sequence[Dim], shape_env: ShapeEnv) -> tuple[Symbol, ...]:
     for text in texts:
         if isinstance(text, int):
             continue
-        for symbol in sorted(sympy.sympify(text, locals=known).free_symbols, key=str):
+        mentioned = [known[text]] if text in known else sympy.sympify(text, locals=known).free_symbols
+        for symbol in sorted(mentioned, key=str):
             found.setdefault(str(symbol), _symbol(symbol, shape_env))
     return tuple(found.values())
 
