@@ -247,8 +247,8 @@ class CompiledCall:
 
         Args:
             path: where to write; an existing file is replaced, by a whole one or not at all.
-            example_inputs: arguments of one call, as for ``tp.bake``; None for a call like the newest one that
-                was traced here.
+            example_inputs: arguments of one call, as for ``tp.bake``; None for a call like the newest one
+                that was traced here.
             fields: settings other than those it runs under.
 
         Raises:

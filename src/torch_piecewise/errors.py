@@ -21,6 +21,7 @@ Each one is also a subclass of the builtin that people already catch::
     │   └── UntrustedError                  a root, bundle or blob is not to be trusted
     ├── MissError          (RuntimeError)   ``on_miss="error"`` and the store had no entry
     └── BundleError        (ValueError)     a bundle does not fit this machine, model or key
+        └── BundleFileError  (OSError)          ... or a file of it cannot be read or written
 
 A message says what went wrong, what was expected, what was given, and what to do, in that order.
 """
@@ -152,3 +153,7 @@ class MissError(PiecewiseError, RuntimeError):
 
 class BundleError(PiecewiseError, ValueError):
     """A bundle does not fit this machine, model or key."""
+
+
+class BundleFileError(BundleError, OSError):
+    """A bundle, or the weights beside it, cannot be read or written; says what the system says."""

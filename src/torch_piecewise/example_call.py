@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from torch_piecewise.errors import ConfigError
-from torch_piecewise.torch_private.cudagraphs import TreeSpec, flatten, unflatten
+from torch_piecewise.torch_private.cudagraphs import flatten, unflatten
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 
@@ -45,7 +45,7 @@ class ExampleCall:
     """
 
     leaves: tuple[Any, ...]
-    structure: TreeSpec
+    structure: Any
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
@@ -70,11 +70,9 @@ class ExampleCall:
                     got=f"an argument of type {leaf.kind}",
                     hint="give the arguments of one call: save(path, example_inputs=...)",
                 )
-            if isinstance(leaf, _Layout):
-                if leaf.number not in made:
-                    made[leaf.number] = leaf.tensor()
-                leaf = made[leaf.number]
-            values.append(leaf)
+            if isinstance(leaf, _Layout) and leaf.number not in made:
+                made[leaf.number] = leaf.tensor()
+            values.append(made[leaf.number] if isinstance(leaf, _Layout) else leaf)
         args, kwargs = unflatten(values, self.structure)
         return args, kwargs
 

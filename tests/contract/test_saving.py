@@ -23,7 +23,9 @@ class Net(nn.Module):
         super().__init__()
         self.layer = nn.Linear(4, 4)
 
-    def forward(self, x: Tensor, *, extra: tuple[Tensor, dict[str, Tensor]] | None = None, by: int = 1) -> Tensor:
+    def forward(
+        self, x: Tensor, *, extra: tuple[Tensor, dict[str, Tensor]] | None = None, by: int = 1
+    ) -> Tensor:
         y: Tensor = torch.relu(self.layer(x)) * by
         return y if extra is None else y + extra[0] * extra[1]["scale"]
 
