@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +238,7 @@ class CompiledCall:
         self,
         path: str | os.PathLike[str],
         *,
-        example_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> None:
         """Write a bundle of this model, as ``tp.bake`` does, for ``tp.load(path, model)`` elsewhere.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch_piecewise.baking import bake
@@ -19,7 +19,7 @@ def save(
     tag: str,
     traced: ExampleCall | None,
     path: str | os.PathLike[str],
-    example_inputs: tuple[Any, ...] | Mapping[str, Any] | None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None,
     fields: Mapping[str, Any],
 ) -> None:
     """Write the bundle; see :meth:`CompiledCall.save`.

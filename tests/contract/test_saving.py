@@ -46,7 +46,7 @@ def test_a_bundle_of_a_running_model_starts_another_one(tmp_path: Path) -> None:
 def test_the_newest_call_is_saved_with_its_keywords_and_containers(tmp_path: Path) -> None:
     model, other = tp.compile(Net(), **SETTINGS), Net()
     model(torch.randn(3, 4))
-    extra = (torch.randn(3, 4), {"scale": torch.randn(4)})
+    extra = (torch.randn(1, 4), {"scale": torch.randn(4)})
     model(torch.randn(3, 4), extra=extra, by=2)
     tp.program_of(model).save(str(tmp_path / "b"))
     other.load_state_dict(model.state_dict())
@@ -64,7 +64,7 @@ def test_a_call_can_be_given_instead(tmp_path: Path) -> None:
         "  expected: one call before save(path), or save(path, example_inputs=(x,))\n"
         "  to do: call the model once, or give the arguments of one call"
     )
-    tp.program_of(model).save(tmp_path / "b", example_inputs=(torch.randn(3, 4),))
+    tp.program_of(model).save(tmp_path / "b", example_inputs=[torch.randn(3, 4)])
     x = torch.randn(5, 4)
     assert torch.equal(tp.load(tmp_path / "b", model)(x), torch.relu(model.layer(x)))
 
