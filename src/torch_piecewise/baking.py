@@ -55,7 +55,7 @@ def bake(
 
     Args:
         model: as it will be served: on its device, in its dtype, ``eval()`` if so.
-        example_inputs: arguments of one call: a tuple (or list) of positional ones, or a dict of keyword ones.
+        example_inputs: arguments of one call: a tuple or list of positional ones, or a dict of named ones.
         path: where to write; an existing file is replaced, by a whole one or not at all.
         example_kwargs: keyword arguments beside a tuple.
         config: settings; ``fields`` override it. ``backend`` is ``"aot_inductor"`` unless ``"eager"`` is
