@@ -12,6 +12,8 @@ from torch.compiler import is_dynamo_compiling
 from torch_piecewise.config import Config
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs import BatchDescriptor, BudgetReport, Dispatch
+from torch_piecewise.dispatch import sizes_of
+from torch_piecewise.dynamic_dims import check_pad_values
 from torch_piecewise.entry import MISS, Entry
 from torch_piecewise.errors import ConfigError, GuardError
 from torch_piecewise.events import Bus, Counters
@@ -88,6 +90,7 @@ class CompiledCall:
         self._on_restore = on_restore
         self._subject = Subject(function, owner, original, declared)
         self._dims = dims_of_mode(declared or function, config)
+        check_pad_values(declared or function, config)
         self._static = StaticCalls(config, self.bus) if config.cudagraph_mode else None
         if self._static is not None:
             self.counters.also(self._static.counts)
@@ -173,7 +176,7 @@ class CompiledCall:
             Where the budget of captures stands; None where nothing is captured.
 
         Raises:
-            ConfigError: the mode compiles nothing here.
+            ConfigError: the mode compiles nothing here, or ``sizes`` are no sizes.
             GuardError: the callable has not been traced yet, or a trace does not hold for a size.
             StaticGraphError: a size cannot be captured; those captured before it stay.
         """
@@ -184,7 +187,7 @@ class CompiledCall:
                 got="warmup(sizes)",
                 hint="call the model once with each size instead",
             )
-        wanted = None if sizes is None else tuple(sizes)
+        wanted = None if sizes is None else sizes_of(sizes)
         if not self.entries:
             raise GuardError(
                 "Nothing has been traced yet",

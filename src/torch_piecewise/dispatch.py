@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
-from torch_piecewise.errors import DispatchError
+from torch_piecewise.errors import ConfigError, DispatchError
 from torch_piecewise.ranges import Range
 
 Key = TypeVar("Key", bound=Hashable)
@@ -33,6 +33,23 @@ def serving_range(size: int, ranges: Sequence[Range], exact: Sequence[int] = ())
         got=str(size),
         hint="add an endpoint to compile_ranges_endpoints, or the size to compile_sizes",
     )
+
+
+def sizes_of(given: Iterable[int]) -> tuple[int, ...]:
+    """Sizes of the dispatch dim that somebody asks to be made ready, as given.
+
+    Raises:
+        ConfigError: something among them is no size.
+    """
+    sizes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    wrong = [one for one in sizes if not isinstance(one, int) or isinstance(one, bool) or one < 0]
+    if wrong or not isinstance(given, Iterable):
+        raise ConfigError(
+            "warmup takes sizes",
+            expected="integers >= 0 in a list, such as warmup([1, 2, 4])",
+            got=repr(wrong[0] if wrong else given),
+        )
+    return sizes
 
 
 class SizeTable(Generic[Key, Value]):

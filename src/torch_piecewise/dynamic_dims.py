@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,15 +27,7 @@ def dynamic_dims(function: Callable[..., Any], config: Config) -> Dims:
     parameters = inspect.signature(function).parameters
     if config.dynamic_arg_dims is not None:
         declared = config.dynamic_dims()
-        for name in declared:
-            if name not in parameters:
-                near = difflib.get_close_matches(name, parameters, n=3)
-                raise ConfigError(
-                    f"dynamic_arg_dims names an argument that {_label(function)} lacks",
-                    expected=f"one of {', '.join(parameters)}",
-                    got=repr(name),
-                    hint=f"did you mean {' or '.join(near)}?" if near else None,
-                )
+        _refuse_unknown("dynamic_arg_dims", declared, function, parameters)
         return declared
     annotated = {name: {0: None} for name in parameters if _is_tensor(function, name)}
     if not annotated:
@@ -47,6 +39,31 @@ def dynamic_dims(function: Callable[..., Any], config: Config) -> Dims:
             hint="name each argument whose size changes and its dims; dynamic_arg_dims={} if none does",
         )
     return annotated
+
+
+def check_pad_values(function: Callable[..., Any], config: Config) -> None:
+    """Check that ``cudagraph_pad_values`` names arguments that ``function`` has.
+
+    Raises:
+        ConfigError: an argument does not exist.
+    """
+    parameters = inspect.signature(function).parameters
+    if all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
+        _refuse_unknown("cudagraph_pad_values", config.cudagraph_pad_values, function, parameters)
+
+
+def _refuse_unknown(
+    field: str, names: Iterable[str], function: Callable[..., Any], parameters: Mapping[str, Any]
+) -> None:
+    for name in names:
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=3)
+            raise ConfigError(
+                f"{field} names an argument that {_label(function)} lacks",
+                expected=f"one of {', '.join(parameters)}",
+                got=repr(name),
+                hint=f"did you mean {' or '.join(near)}?" if near else None,
+            )
 
 
 def _label(function: Callable[..., Any]) -> str:

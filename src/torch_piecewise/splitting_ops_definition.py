@@ -115,7 +115,8 @@ def _checked_devices(name: str, device_types: str | Sequence[str] | None) -> tup
 
 def _infer(name: str, body: Callable[..., Any], written: tuple[str, ...]) -> str:
     try:
-        return torch.library.infer_schema(body, mutates_args=written)
+        # A decorated body: its annotations are texts about the module of what it wraps.
+        return torch.library.infer_schema(inspect.unwrap(body), mutates_args=written)
     except ValueError as error:
         raise SplitError(
             f"{name}: no schema can be made from the signature of {body.__qualname__}",
