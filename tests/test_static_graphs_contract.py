@@ -242,7 +242,7 @@ def test_sizes_of_one_name_are_padded_together_and_a_name_of_its_own_is_left_alo
     assert handle.counters["calls_replayed"] == 2
 
 
-@pytest.mark.parametrize("sizes", [[-1], ["4"], [4.0], [True], 4])
+@pytest.mark.parametrize("sizes", [[-1], ["4"], [4.0], [True], "4", 4.0])
 def test_warming_up_what_is_no_size_is_an_error(sizes: Any) -> None:
     model, _, handle = compiled(Rows())
     model(rows(3))

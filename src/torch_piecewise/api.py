@@ -61,15 +61,10 @@ def compile(
             expected="a function of the module, object or function, such as lambda module: module.width > 64",
             got=f"{enable_if!r} ({type(enable_if).__name__})",
         )
-    request = Request(_settings(config, fields), tag, enable_if)
+    request = Request(Config.given(config, fields, to="tp.compile"), tag, enable_if)
     if model_or_fn is None:
         return functools.partial(_compile, request=request)
     return _compile(model_or_fn, request=request)
-
-
-def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
-    base = config if config is not None else Config()
-    return (base.replace(**fields) if fields else base).with_env()
 
 
 def _compile(target: Any, *, request: Request) -> Any:
@@ -156,6 +151,6 @@ def program_of(model: Any) -> CompiledCall:
             "This model is not compiled",
             expected="a model or function that tp.compile returned",
             got=f"{type(model).__name__}",
-            hint="call tp.compile(model, ...) first",
+            hint="call tp.compile(model, ...) first; a bundle that tp.load started has no handle",
         )
     return call

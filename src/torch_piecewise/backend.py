@@ -188,8 +188,7 @@ class PiecewiseCompileBackend:
         observers: Sequence[Callable[[Event], None]] = (),
         **fields: Any,
     ) -> None:
-        base = config if config is not None else Config.from_env()
-        self.config = base.replace(**fields) if fields else base
+        self.config = Config.given(config, fields, to="tp.PiecewiseCompileBackend")
         if self.config.mode == "stock_torch_compile":
             raise ConfigError(
                 "A backend of torch.compile cannot hand its graph to torch.compile",

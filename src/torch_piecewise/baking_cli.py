@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 from torch_piecewise.errors import ConfigError
 
 
-@click.command()
+@click.command(short_help="Compile ahead of time into one file.")
 @click.argument("target", metavar="MODULE:FUNCTION")
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
@@ -32,7 +33,10 @@ def bake(target: str, path: Path, signing_key_file: Path | None) -> None:
 
     if signing_key_file is not None:
         fields = {**fields, "signing_key_file": str(signing_key_file)}
-    bake_model(model, inputs, path, **fields)
+    with warnings.catch_warnings():
+        # torch 2.13 copies specs of results whose class it means to remove; nobody here can help it.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        bake_model(model, inputs, path, **fields)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -88,7 +88,7 @@ def _serves(
     if asked is not None and config.evaluate_guards:
         names = captured.symbols
         raise evaluation_error(
-            f"{readable(asked.text, names)}{f' (asked by {asked.where})' if asked.where else ''}",
+            asked.shown(names),
             ", ".join(f"{readable(symbol, names)}={value}" for symbol, value in values.items()),
         )
     guards = captured.raw.full_guards
@@ -192,7 +192,7 @@ def _relations(raw: RawCapture, config: Config) -> tuple[Relation, ...]:
     backed = config.dynamic_shapes == "backed"
     traced = [
         Relation(text, where, assumed=backed and _is_assumed(text, where))
-        for text, where in shapes.shape_relations(raw.shape_env)
+        for text, where in shapes.shape_relations(raw.shape_env, raw.files)
     ]
     limits = index_limits(raw.graph) if config.assume_32_bit_indexing else ()
     return tuple(
@@ -224,7 +224,7 @@ def _refuse_fixed_dims(
         number = dim_text(size)
         if not isinstance(number, int) or number in allowed:
             continue
-        where = shapes.where_fixed(raw.shape_env, number)
+        where = shapes.where_fixed(raw.shape_env, number, raw.files)
         raise DynamicDimError(
             f"Dim {dim} of argument {name!r} was declared dynamic, but the model fixes its size at {number}",
             expected="code that works for any size of it",

@@ -9,9 +9,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch_piecewise.config_kinds import Dotted, Name, as_int, bad_value, did_you_mean
+from torch_piecewise.config_kinds import Dotted, Name, as_int, bad_value
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.errors import ConfigError, did_you_mean
 from torch_piecewise.frozen_map import FrozenMap
 
 _OP_NAME = re.compile(r"\w+::\w+(\.\w+)?")

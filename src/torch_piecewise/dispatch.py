@@ -35,21 +35,23 @@ def serving_range(size: int, ranges: Sequence[Range], exact: Sequence[int] = ())
     )
 
 
-def sizes_of(given: Iterable[int]) -> tuple[int, ...]:
-    """Sizes of the dispatch dim that somebody asks to be made ready, as given.
+def sizes_of(given: int | Iterable[int]) -> tuple[int, ...]:
+    """Sizes of the dispatch dim that somebody asks to be made ready, as given; one alone counts too.
 
     Raises:
         ConfigError: something among them is no size.
     """
-    sizes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-    wrong = [one for one in sizes if not isinstance(one, int) or isinstance(one, bool) or one < 0]
-    if wrong or not isinstance(given, Iterable):
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    sizes: tuple[object, ...] = tuple(given) if several else (given,)  # type: ignore[arg-type]
+    found = tuple(one for one in sizes if isinstance(one, int) and not isinstance(one, bool) and one >= 0)
+    if len(found) < len(sizes):
+        wrong = next(one for one in sizes if isinstance(one, bool) or one not in found)
         raise ConfigError(
             "warmup takes sizes",
-            expected="integers >= 0 in a list, such as warmup([1, 2, 4])",
-            got=repr(wrong[0] if wrong else given),
+            expected="integers >= 0, such as warmup([1, 2, 4])",
+            got=repr(wrong),
         )
-    return sizes
+    return found
 
 
 class SizeTable(Generic[Key, Value]):

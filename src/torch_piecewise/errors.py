@@ -4,6 +4,7 @@ Each one is also a subclass of the builtin that people already catch::
 
     PiecewiseError                      everything below
     ├── ConfigError        (ValueError)     a setting is unknown, contradictory or malformed
+    ├── ArgumentError      (TypeError)      a call was given a value of the wrong type
     ├── CaptureError       (RuntimeError)   the model could not be traced as one graph
     │   ├── GraphBreakError                 Dynamo had to break the graph
     │   └── DynamicDimError  (ValueError)   a dynamic dim does not exist or was specialised
@@ -25,6 +26,15 @@ A message says what went wrong, what was expected, what was given, and what to d
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str | None:
+    """A hint that names what was probably meant; None where nothing known is near."""
+    near = difflib.get_close_matches(str(given).lower(), list(known), n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else None
 
 
 class PiecewiseError(Exception):
@@ -74,6 +84,10 @@ def _rebuild(
 
 class ConfigError(PiecewiseError, ValueError):
     """A setting is unknown, contradicts another, or has a value it cannot have."""
+
+
+class ArgumentError(PiecewiseError, TypeError):
+    """A call of this library was given a value of the wrong type."""
 
 
 class CaptureError(PiecewiseError, RuntimeError):

@@ -35,7 +35,7 @@ class BundleCall:
         source: the generated function that checks a call and loads its inputs, for people.
     """
 
-    def __init__(self, source: str, entry: Callable[..., Any], explain: Callable[..., str | None]) -> None:
+    def __init__(self, source: str, entry: Callable[..., Any], explain: Callable[..., Any]) -> None:
         self.source = source
         self._entry = entry
         self._explain = explain
@@ -48,9 +48,12 @@ class BundleCall:
         """
         result = self._entry(*args, **kwargs)
         if result is _MISS:
+            reason = self._explain(*args, **kwargs)
+            sizes = reason if isinstance(reason, GuardError) else None
             raise GuardError(
                 "This call is not one that the bundle was baked for",
-                got=self._explain(*args, **kwargs) or "a submodule or a hook was replaced",
+                expected=sizes.expected if sizes is not None else None,
+                got=(sizes.got if sizes is not None else reason) or "a submodule or a hook was replaced",
                 hint="call it as tp.bake was shown, or bake it for such calls",
             )
         return result
@@ -192,12 +195,12 @@ class _Program:
                 self._bound[serving, kind, modes] = self._bind(served[kind], modes)
             return self._bound[serving, kind, modes]
 
-    def violated(self, key: Any) -> str | None:
-        """Why the sizes of a call are not served, for people; None where they are."""
+    def violated(self, key: Any) -> GuardError | None:
+        """Why the sizes of a call are not served; None where they are."""
         try:
             self.table.find(key)
         except GuardError as error:
-            return str(error)
+            return error
         return None
 
     def _bind(self, pieces: Mapping[str, str], modes: bool) -> Callable[..., Any]:

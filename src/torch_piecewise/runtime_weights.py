@@ -78,7 +78,12 @@ def _tensor(path: Path, memory: mmap.mmap, begin: int, name: str, facts: Mapping
 
 
 def _broken(path: Path, got: str) -> BundleError:
-    return BundleError(f"{path} is no whole safetensors file", expected="tensors, each within it", got=got)
+    return BundleError(
+        f"{path} is no whole safetensors file",
+        expected="tensors, each within it",
+        got=got,
+        hint="safetensors.torch.save_file(model.state_dict(), path) writes one; tp.load takes a model too",
+    )
 
 
 def holder_of(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -57,6 +58,16 @@ def checked_name(name: object) -> str:
             got=repr(name),
         )
     return name
+
+
+def with_fake(definition: Definition, fake: Callable[..., Any]) -> Definition:
+    """``definition`` with another fake.
+
+    Raises:
+        SplitError: the fake does not take the op's arguments.
+    """
+    checked = _checked_fake(definition.name, definition.body, fake, definition.schema)
+    return replace(definition, fake=checked)
 
 
 def checked_definition(
@@ -172,13 +183,7 @@ def _checked_fake(
     name: str, body: Callable[..., Any], fake: Callable[..., Any] | None, facts: OpSchema
 ) -> Callable[..., Any]:
     if fake is None:
-        if facts.returns:
-            raise SplitError(
-                f"{name} returns something and has no fake",
-                expected="a function that makes empty outputs of the right sizes",
-                hint="give one: fake=lambda q, k, v: torch.empty_like(q)",
-            )
-        return _nothing
+        return _by_body(name, body) if facts.returns else _nothing
     try:
         signature = inspect.signature(fake)
     except ValueError:
@@ -193,6 +198,24 @@ def _checked_fake(
             expected=_listed(facts.arguments),
             got=f"{signature}: {error}",
         ) from error
+    return fake
+
+
+def _by_body(name: str, body: Callable[..., Any]) -> Callable[..., Any]:
+    """The body as its own fake: torch operations alone know the sizes of their results."""
+
+    @functools.wraps(body)
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return body(*args, **kwargs)
+        except Exception as error:
+            raise SplitError(
+                f"{name} has no fake, and its body cannot run on tensors without data",
+                expected="a body of torch operations on its arguments alone, or a fake",
+                got=f"{type(error).__name__}: {first_line(error)}",
+                hint="say what it returns: fake=lambda q, k, v: torch.empty_like(q)",
+            ) from error
+
     return fake
 
 

@@ -225,7 +225,7 @@ def test_a_pass_that_breaks_the_graph_is_named_with_those_before_it(broken, deed
     with pass_context(Range(1, 8)), pytest.raises(PassError) as caught:
         manager(here)
     assert str(caught.value) == (
-        f"The pass {broken.__name__} {deed} (range [1, 8]; passes before it: nothing, note)\n"
+        f"The pass {broken.__name__} {deed} (range [1, 8]; passes before it: nothing, note (Note))\n"
         f"{EXPECTED}  got: {got}\n{HINT}"
     )
     assert text_of(here) == GRAPH

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.compilers.eager import EagerCompiler
+from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 
 __all__ = ["CompileOptions", "Compiler", "make_compiler"]
@@ -19,16 +20,19 @@ _BUILT_IN = {
 }
 
 
-def make_compiler(backend: str | Compiler | type[Any]) -> Compiler:
+def make_compiler(backend: str | Config | Compiler | type[Any]) -> Compiler:
     """The compiler that ``backend`` names.
 
     Args:
         backend: ``"inductor"``, ``"inductor_memory"``, ``"aot_inductor"``, ``"eager"``, the dotted
-            name of a class that meets the :class:`Compiler` protocol, such a class, or an instance of one.
+            name of a class that meets the :class:`Compiler` protocol, such a class, or an instance of one;
+            or the settings whose ``backend`` is one of these.
 
     Raises:
         ConfigError: the name resolves to nothing, or to something that is no compiler.
     """
+    if isinstance(backend, Config):
+        backend = backend.backend
     if backend == "eager":
         return EagerCompiler()
     made: Any = _resolve(backend) if isinstance(backend, str) else backend

@@ -59,7 +59,7 @@ class PassRun:
         for position, graph_pass in enumerate(self._passes):
             if graph_pass.is_applicable_for_range(self._range):
                 self._record(self._one(position, graph_pass, graph))
-                self._done.append(graph_pass.name)
+                self._done.append(_called(graph_pass))
             else:
                 self._record(PassRecord(name=graph_pass.name, range=self._range, ran=False))
 
@@ -74,7 +74,7 @@ class PassRun:
             wrong = ("left a broken graph", problem)
         if wrong is not None:
             self._dumps.write(position, name, "broken", graph)
-            raise self._error(name, *wrong, _undone(before)) from cause
+            raise self._error(_called(graph_pass), *wrong, _undone(before)) from cause
         self._dumps.write(position, name, "after", graph)
         _log.debug("Pass %s, range %s: %s matches in %.4f s", name, self._range, matches, seconds)
         return PassRecord(
@@ -94,6 +94,13 @@ class PassRun:
             got=got,
             hint=hint,
         )
+
+
+def _called(graph_pass: GraphPass) -> str:
+    """The pass's name, with the class to look for where that is spelled otherwise."""
+    name, cls = graph_pass.name, type(graph_pass)
+    is_made_of_class = cls.name is GraphPass.name
+    return f"{name} ({cls.__qualname__})" if is_made_of_class and cls.__qualname__ != name else name
 
 
 def _attempt(
