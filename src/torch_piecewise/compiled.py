@@ -13,7 +13,6 @@ from torch_piecewise.config import Config
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs import BatchDescriptor, BudgetReport, Dispatch
 from torch_piecewise.dispatch import sizes_of
-from torch_piecewise.dynamic_dims import check_pad_values
 from torch_piecewise.entry import MISS, Entry
 from torch_piecewise.errors import ConfigError, GuardError
 from torch_piecewise.events import Bus, Counters
@@ -97,7 +96,6 @@ class CompiledCall:
         self._on_restore = on_restore
         self._subject = Subject(function, owner, original, declared)
         self._dims = dims_of_mode(declared or function, config)
-        check_pad_values(declared or function, config)
         self._static = StaticCalls(config, self.bus) if config.cudagraph_mode else None
         if self._static is not None:
             self.counters.also(self._static.counts)
