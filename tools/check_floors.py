@@ -88,7 +88,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "1a": ("artifact", "config", "events", "piece", "relations"),
     "0c": ("dispatch",),
     "0b": ("ranges", "tags", "completion", "ignoring"),
-    "0a": ("errors", "cudagraph_mode", "frozen_map"),
+    "0a": ("errors", "capture_sizes", "cudagraph_mode", "frozen_map"),
 }
 
 # What each of these rooms may import from outside the standard library. A baked bundle starts with the

@@ -12,6 +12,7 @@ from torch.compiler import is_dynamo_compiling
 from torch_piecewise.config import Config
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs import BatchDescriptor, BudgetReport, Dispatch
+from torch_piecewise.dispatch import sizes_of
 from torch_piecewise.entry import MISS, Entry
 from torch_piecewise.errors import ConfigError, GuardError
 from torch_piecewise.events import Bus, Counters
@@ -186,7 +187,7 @@ class CompiledCall:
             Where the budget of captures stands; None where nothing is captured.
 
         Raises:
-            ConfigError: the mode compiles nothing here.
+            ConfigError: the mode compiles nothing here, or ``sizes`` are no sizes.
             GuardError: the callable has not been traced yet, or a trace does not hold for a size.
             StaticGraphError: a size cannot be captured; those captured before it stay.
         """
@@ -197,7 +198,7 @@ class CompiledCall:
                 got="warmup(sizes)",
                 hint="call the model once with each size instead",
             )
-        wanted = None if sizes is None else (sizes,) if isinstance(sizes, int) else tuple(sizes)
+        wanted = None if sizes is None else sizes_of(sizes)
         if not self.entries:
             raise GuardError(
                 "Nothing has been traced yet",
