@@ -159,7 +159,7 @@ class ArgumentDim:
         name, _, dim = value.rpartition(".")
         if not name.isidentifier() or not re.fullmatch(r"-?\d+", dim):
             raise bad_value(label, self, value)
-        return value
+        return f"{name}.{int(dim)}"
 
     def parse(self, text: str) -> object:
         return text

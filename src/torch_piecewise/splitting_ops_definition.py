@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,12 @@ from typing import Any
 import torch
 
 from torch_piecewise.errors import SplitError
+from torch_piecewise.splitting_ops_signature import (
+    check_signature,
+    checked_body,
+    checked_written,
+    unsupported_type,
+)
 from torch_piecewise.torch_private.splitting_ops import OpSchema, read_schema
 
 _NAME = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*")
@@ -50,12 +57,14 @@ def checked_name(name: object) -> str:
             "splitting_op was used without a name",
             expected='@splitting_op("namespace::name", mutates_args=(...))',
             got=f"splitting_op({name!r})",
+            hint="call it with the name first, and decorate the function with what it returns",
         )
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or any(map(keyword.iskeyword, name.split("::"))):
         raise SplitError(
             f"{name!r} cannot be the name of an op",
-            expected="namespace::name, each a Python identifier",
+            expected="namespace::name, each a Python identifier and no keyword",
             got=repr(name),
+            hint="choose a namespace of your own: 'mylib::attention'",
         )
     return name
 
@@ -86,28 +95,12 @@ def checked_definition(
     Raises:
         SplitError: something is wrong.
     """
-    if not isinstance(body, FunctionType):
-        raise SplitError(
-            f"{name} was given something that is not a Python function",
-            expected="a function made with def",
-            got=f"{body!r}",
-        )
-    written = _written(name, mutates_args)
-    facts = _read(name, schema if schema is not None else _infer(name, body, written))
+    function = checked_body(name, body)
+    written = checked_written(name, mutates_args)
+    facts = _read(name, schema if schema is not None else _infer(name, function, written))
     _check_schema(name, body, written, facts)
     devices = _checked_devices(name, device_types)
     return Definition(name, body, _checked_fake(name, body, fake, facts), facts, devices)
-
-
-def _written(name: str, mutates_args: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(mutates_args, str):
-        raise SplitError(
-            f"{name}: mutates_args is one string",
-            expected="a tuple or list of argument names",
-            got=repr(mutates_args),
-            hint=f"write mutates_args=({mutates_args!r},)",
-        )
-    return tuple(mutates_args)
 
 
 def _checked_devices(name: str, device_types: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -124,17 +117,13 @@ def _checked_devices(name: str, device_types: str | Sequence[str] | None) -> tup
     return devices
 
 
-def _infer(name: str, body: Callable[..., Any], written: tuple[str, ...]) -> str:
+def _infer(name: str, body: FunctionType, written: tuple[str, ...]) -> str:
+    check_signature(name, body, written)
     try:
-        return torch.library.infer_schema(body, mutates_args=written)
+        # A decorated body: its annotations are texts about the module of what it wraps.
+        return torch.library.infer_schema(inspect.unwrap(body), mutates_args=written)
     except ValueError as error:
-        raise SplitError(
-            f"{name}: no schema can be made from the signature of {body.__qualname__}",
-            expected="annotations that torch knows (Tensor, int, float, bool, str, lists and optionals of "
-            "them), and mutates_args that names parameters",
-            got=str(error),
-            hint="mend the annotations, or give schema='(Tensor x, ...) -> ...'",
-        ) from error
+        raise unsupported_type(name, body, error) from error
 
 
 def _read(name: str, schema: str) -> OpSchema:
@@ -183,6 +172,13 @@ def _checked_fake(
 ) -> Callable[..., Any]:
     if fake is None:
         return _by_body(name, body) if facts.returns else _nothing
+    if not callable(fake):
+        raise SplitError(
+            f"{name}: its fake is nothing that can be called",
+            expected="a function that makes empty outputs of the right sizes",
+            got=f"{fake!r} ({type(fake).__name__})",
+            hint="leave fake out, or give one: fake=lambda q, k, v: torch.empty_like(q)",
+        )
     try:
         signature = inspect.signature(fake)
     except ValueError:
