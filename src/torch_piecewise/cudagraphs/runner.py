@@ -46,7 +46,7 @@ from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
 from torch_piecewise.cudagraphs.breakable import capture_in_progress
 from torch_piecewise.cudagraphs.budget import BudgetReport
-from torch_piecewise.cudagraphs.captured_sizes import CapturedSizes, Line
+from torch_piecewise.cudagraphs.captured_sizes import CapturedSize, CapturedSizes, Line
 from torch_piecewise.cudagraphs.context import in_capture_phase
 from torch_piecewise.cudagraphs.decisions import Decisions, Refusal
 from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
@@ -119,6 +119,7 @@ class StaticGraphRunner:
         self._template: CallTemplate | None = None
         self._is_busy = False
         self._recaptures = 0
+        self._has_new_code = False
 
     def __call__(self, *args: Value) -> Value:
         """Serve one call.
@@ -178,13 +179,14 @@ class StaticGraphRunner:
         """
         wanted = None if sizes is None else set(sizes)
         with self._turn, self._occupied():
+            self._notice_new_code()
             for size in sorted(wanted or ()):
                 self._dispatcher.add_size(size)
             self._decisions.forget()
             keys = [
                 key
                 for key in self._dispatcher.capture_order()
-                if key not in self._sizes and (wanted is None or key.descriptor.num_tokens in wanted)
+                if not self._sizes.is_current(key) and (wanted is None or key.descriptor.num_tokens in wanted)
             ]
             self._make_room_for_the_largest()
             for done, key in enumerate(keys, start=1):
@@ -214,6 +216,14 @@ class StaticGraphRunner:
         with self._turn:
             self._forget_memory()
 
+    def code_changed(self) -> None:
+        """There is other code to capture than before, that computes the same; on any thread.
+
+        What was captured serves on until it is captured anew: by the calls to come, where those capture, else
+        by :meth:`capture_pending` or :meth:`warmup`.
+        """
+        self._has_new_code = True
+
     def clear(self) -> None:
         """Give up all graphs and input buffers; counts stay."""
         with self._turn:
@@ -242,11 +252,13 @@ class StaticGraphRunner:
             return Refusal("called from inside a call")
         self._is_busy = True
         try:
+            self._notice_new_code()
             captured = self._sizes.use(key)
             if captured is not None:
                 why = captured.refusal(args, size)
                 if not why:
                     self._sizes.refuse_if_held()
+                    self._ask_for_current(key, captured)
                     return captured.serve(args, size)
                 if not self._may_capture_anew or not captured.inputs.moved(args):
                     return Refusal(why)
@@ -255,9 +267,22 @@ class StaticGraphRunner:
         finally:
             self._is_busy = False
 
+    def _notice_new_code(self) -> None:
+        if not self._has_new_code:
+            return
+        self._has_new_code = False
+        self._sizes.code_changed()
+        self._visits.clear()
+        if self._options.capture is CaptureWhen.ON_CALL:
+            self._sizes.drop_stale()
+
     @property
     def _may_capture_anew(self) -> bool:
         return self._options.copy_inputs and self._options.capture is not CaptureWhen.WARMUP
+
+    def _ask_for_current(self, key: Dispatch, captured: CapturedSize) -> None:
+        if self._options.capture is CaptureWhen.BETWEEN_CALLS and not self._sizes.is_current(key):
+            self._pending[key] = captured.inputs.template
 
     def _forget_memory(self) -> None:
         if self._sizes.keys():
