@@ -30,6 +30,7 @@ from torch_piecewise.errors import (
 )
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
+from torch_piecewise.torch_private.blame import blamed
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -55,7 +56,7 @@ def says(*parts: str) -> str:
     [
         ("tests::atention", ("got: torch.ops.tests has no 'atention'", "did you mean attention?")),
         ("nowhere::op", ("got: torch.ops.nowhere has no 'op'", "import the module that registers it first")),
-        ("tests::attention.other", ("got: torch.ops.tests has no 'attention.other'",)),
+        ("tests::attention.other", ("tests::attention has: default", "got: 'other'", "name one of them")),
         ("torch.nn.functional.rellu", ("torch.nn.functional", "no attribute 'rellu'", "did you mean relu")),
         ("no_module.op", ("got: no module 'no_module'",)),
     ],
@@ -70,7 +71,9 @@ def test_a_splitting_op_that_never_occurs(caplog: pytest.LogCaptureFixture) -> N
     model = stack(splitting_ops=["aten::cumsum", "tests::attention"])
     model(ids())
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("torch_piecewise")]
-    assert warnings == ["splitting op 'aten::cumsum' never occurs in the traced graph"]
+    (text,) = warnings
+    assert text.startswith("splitting op 'aten::cumsum' never occurs in the traced graph, so nothing is cut")
+    assert "the graph holds tests::attention, tests::attention.default, " in text
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.5, "64", True])
@@ -133,6 +136,7 @@ def test_a_size_that_no_range_serves() -> None:
     [
         ("inducter", ("backend has a value it cannot have", "did you mean 'inductor'")),
         ("tests.test_bad_input.Absent", ("does not resolve to a compiler", "has no attribute 'Absent'")),
+        ("tests.test_bad_input.Refusin", ("does not resolve to a compiler", "did you mean 'Refusing'?")),
         ("no_module.Compiler", ("does not resolve to a compiler", "No module named 'no_module'")),
         ("collections.OrderedDict", ("is not a compiler", "without name, fingerprint, compile, load")),
     ],
@@ -222,6 +226,48 @@ def test_a_piece_that_the_compiler_rejects_is_named_with_range_op_and_line() -> 
     with pytest.raises(PieceCompileError, match=expected) as caught:
         cut_waves(Refusing)(torch.ones(3))
     assert isinstance(caught.value.__cause__, NotImplementedError)
+
+
+class Failing(Refusing):
+    """Fails as a whole: a compiler process that died, a disk that is full."""
+
+    def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        raise OSError("no space left to add or split anything")
+
+
+def test_a_compiler_that_failed_as_a_whole_is_not_said_to_have_failed_at_an_op() -> None:
+    first, line = f"{__file__}:{waves.__code__.co_firstlineno + 1}", "(y = functional.relu(torch.sin(x)))"
+    with pytest.raises(PieceCompileError) as caught:
+        cut_waves(Failing, compile_ranges_endpoints=[])(torch.ones(3))
+    assert str(caught.value) == (
+        "submod_0 failed to compile for sizes [1, inf] with 'refusing'\n"
+        "  expected: a piece that the compiler accepts\n"
+        "  got: OSError: no space left to add or split anything\n"
+        "  to do: the compiler does not say which op it failed at; "
+        f"the piece is from {first} {line}; on_piece_error='eager' runs this piece uncompiled"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("LoweringException: bad\n  target: aten.softplus.default\n  args[0]: x", "softplus"),
+        ("aten::add is not supported", "add"),
+        ("cannot lower 'add'", "add"),
+        ("out of memory in my_own_kernel, please add some", None),
+    ],
+)
+def test_an_op_is_blamed_where_the_error_names_it(said: str, named: str | None) -> None:
+    graph = torch.fx.symbolic_trace(lambda x: functional.softplus(x) + 1)
+    says_which = f"the failing op is {named}, from an unknown line"
+    unknown = "the compiler does not say which op it failed at; the piece is from unknown lines"
+    assert blamed(RuntimeError(said), graph) == (says_which if named else unknown)
+
+
+def test_an_op_that_the_piece_does_not_write_itself_is_named_without_a_line() -> None:
+    graph = torch.fx.symbolic_trace(lambda x: functional.softplus(x))
+    error = RuntimeError("LoweringException: bad\n  target: aten.log1p.default")
+    assert blamed(error, graph) == "the failing op is log1p, from somewhere in unknown lines"
 
 
 def test_after_a_rejected_piece_nothing_half_built_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -458,7 +458,6 @@ def test_a_bad_value_says_field_expected_got_and_what_to_do():
         ("compile_ranges_endpoints", [8, 1.5]),
         ("compile_ranges_endpoints", 8),
         ("compile_ranges_endpoints", [True]),
-        ("compile_ranges_endpoints", None),
         ("compile_sizes", [-1]),
         ("compile_sizes", ["capture_sizes"]),
         ("cudagraph_mode", "partial"),

@@ -17,10 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 from tests.pages import NOTES, PAGES, ROOT, Block, anchors, as_module, blocks, links, python_blocks
+from torch_piecewise import errors
 from torch_piecewise.cli import commands
 
 WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
 SLOW = [page for page in WITH_PYTHON if any(block.note.startswith("slow") for block in python_blocks(page))]
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+CLASSES = [name for name, one in vars(errors).items() if isinstance(one, type)]
 SHOWN = [block for page in WITH_PYTHON for block in python_blocks(page) if block.language == "python"]
 
 
@@ -210,23 +213,45 @@ def texts_of_source() -> list[str]:
 
 def messages() -> list[str]:
     """What the first column of the table of messages quotes."""
-    rows = re.findall(r"^\| (.+?) \| ", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    ours = TROUBLESHOOTING.read_text().partition("## Warnings that come from torch")[0]
+    rows = re.findall(r"^\| (.+?) \| ", ours, re.MULTILINE)
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
     return [text for text in quoted if " " in text]
 
 
+def fixed_parts(message: str) -> list[str]:
+    """What of a quoted message is the same in each case."""
+    # What differs: dots, names in quotes, numbers, names of pieces, ranges; and what a signature is of.
+    changing = r"\.\.\.|'[^']*'|\bsubmod_\d+|\[[\d, ]+\]|\d+|=\.\.\.|^The bundle(?= is)"
+    parts = [part.strip(" ,:()") for part in re.split(changing, message)]
+    return [part for part in parts if len(part) > 3]
+
+
 @pytest.mark.parametrize("message", messages())
 def test_a_message_that_troubleshooting_quotes_is_in_the_source(message: str) -> None:
-    # What differs from case to case: dots, names in quotes, numbers, names of pieces, ranges.
-    changing = r"\.\.\.|'[^']*'|\bsubmod_\d+|\[[\d, ]+\]|\d+|=\.\.\."
-    fixed = [part.strip(" ,:") for part in re.split(changing, message)]
-    fixed = [part for part in fixed if len(part) > 3]
+    fixed = fixed_parts(message)
     assert fixed
     assert any(all(part in text for part in fixed) for text in texts_of_source()), fixed
 
 
 def test_troubleshooting_quotes_messages() -> None:
-    assert len(messages()) >= 12
+    assert len(messages()) >= 30
+
+
+def raising(name: str) -> list[str]:
+    """The modules that make an error of the class ``name``."""
+    return [text for text in map(Path.read_text, (ROOT / "src").rglob("*.py")) if f" {name}(\n" in text]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_each_class_of_error_is_on_the_page_with_a_message_of_it(name: str) -> None:
+    assert f"`{name}`" in TROUBLESHOOTING.read_text()
+    if name == "PiecewiseError":  # raised as one of its kinds only
+        return
+    sources = raising(name)
+    assert sources
+    kept = [fixed_parts(message) for message in messages()]
+    assert any(all(part in source for part in parts) for parts in kept for source in sources if parts)
 
 
 # -- the site

@@ -8,6 +8,7 @@ import pytest
 import torch_piecewise as tp
 
 NAMES = [
+    "Artifact",
     "BatchDescriptor",
     "CUDAGraphDispatcher",
     "CUDAGraphMode",

@@ -7,8 +7,11 @@ import threading
 
 import pytest
 
-from torch_piecewise.errors import PiecewiseError
+from torch_piecewise import events
+from torch_piecewise.cudagraphs import graph_events
+from torch_piecewise.errors import ArgumentError, PiecewiseError
 from torch_piecewise.events import (
+    COUNTS,
     Bus,
     Counters,
     CountMismatch,
@@ -25,8 +28,11 @@ from torch_piecewise.events import (
     StoreLookup,
 )
 from torch_piecewise.ranges import Range
+from torch_piecewise.tags import BACKBONE
 
 SIZES = Range(1, 8)
+GIVEN = {"range": SIZES, "source": "store", "tag": BACKBONE, "blocks_apart": {}, "ran": True}
+"""Values of fields whose type matters to who counts."""
 
 
 def compiled() -> PieceCompiled:
@@ -50,6 +56,39 @@ def test_a_bus_calls_its_observers_in_the_order_they_were_added():
     bus.add(lambda event: calls.append("second"))
     bus.emit(GraphCaptured(nodes=1))
     assert calls == ["first", "second"]
+
+
+def test_an_observer_is_told_until_it_is_taken_back():
+    seen: list[Event] = []
+    bus = Bus()
+    kept, other = bus.add(seen.append), bus.add(seen.append)
+    bus.emit(GraphCaptured(nodes=1))
+    kept.close()
+    kept.close()
+    bus.emit(GraphCaptured(nodes=2))
+    other.close()
+    bus.emit(GraphCaptured(nodes=3))
+    assert [event.nodes for event in seen] == [1, 1, 2]
+
+
+def test_an_observer_of_a_block_is_told_of_the_block_alone():
+    seen: list[Event] = []
+    bus = Bus()
+    with pytest.raises(KeyError), bus.add(seen.append):
+        bus.emit(GraphCaptured(nodes=1))
+        raise KeyError
+    bus.emit(GraphCaptured(nodes=2))
+    assert [event.nodes for event in seen] == [1]
+
+
+def test_an_observer_may_take_itself_back():
+    seen: list[Event] = []
+    bus = Bus()
+    once = bus.add(lambda event: (seen.append(event), once.close()))
+    bus.add(seen.append)
+    for nodes in (1, 2):
+        bus.emit(GraphCaptured(nodes=nodes))
+    assert [event.nodes for event in seen] == [1, 1, 2]
 
 
 def test_an_observer_added_later_does_not_see_what_was_before():
@@ -128,6 +167,40 @@ def test_expect_takes_the_change_inside_its_block_alone():
     with counters.expect(artifacts_compiled=2, recompiles=0):
         counters(compiled())
         counters(compiled())
+
+
+def test_expect_refuses_a_name_that_nothing_counts_as():
+    with pytest.raises(ArgumentError) as caught, Counters().expect(graphs_captureed=0, recompiles=0):
+        pass
+    assert isinstance(caught.value, TypeError)
+    assert str(caught.value) == (
+        "There is no count named 'graphs_captureed'\n"
+        f"  expected: one of {', '.join(COUNTS)}\n"
+        "  to do: did you mean 'graphs_captured' or 'sizes_captured'?"
+    )
+
+
+def test_expect_takes_the_counts_of_events_of_ones_own():
+    class Served(Event):
+        def counts(self):
+            return (("served", 2),)
+
+    counters = Counters()
+    with counters.expect(served=2):
+        counters(Served())
+
+
+def test_every_count_of_ours_is_known_by_name():
+    """Whatever event is added: what it counts as has a word in ``COUNTS``."""
+    counters = Counters()
+    for name, kind in {**vars(events), **vars(graph_events)}.items():
+        if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event:
+            given = {one.name: GIVEN.get(one.name, 1) for one in dataclasses.fields(kind)}
+            for changed in ({}, {"hit": False}, {"source": "compiled"}):
+                counters(kind(**{**given, **{key: changed[key] for key in changed if key in given}}))
+            assert counters.as_dict().keys() <= COUNTS.keys(), name
+    from_calls = {"calls_replayed", "calls_without_graphs"}
+    assert counters.as_dict().keys() | from_calls == COUNTS.keys()
 
 
 def test_expect_lists_every_count_that_changed_otherwise():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +20,14 @@ from torch.fx import GraphModule
 import torch_piecewise as tp
 from tests.graphs import traced
 from torch_piecewise.artifact import Artifact, LiveArtifact
-from torch_piecewise.errors import CompileError, CompilerError, ConfigError, PassError, PieceCompileError
+from torch_piecewise.errors import (
+    ArgumentError,
+    CompileError,
+    CompilerError,
+    ConfigError,
+    PassError,
+    PieceCompileError,
+)
 from torch_piecewise.events import Bus
 from torch_piecewise.manager_index import Index, IndexEntry
 from torch_piecewise.manager_units import EVERY_SIZE
@@ -200,10 +208,77 @@ def test_a_miss_says_what_there_is_instead(tmp_path: Path) -> None:
     second = manager(tmp_path)
     second.load(piece(), LARGE)
     second.load(piece(torch.cos), SMALL)
-    assert second.misses == (
-        "graph [9, 64]: the index has this piece for [1, 8], not for [9, 64]",
-        "graph [1, 8]: the index has 1 artifacts, none of this piece",
+    here, there = second.misses
+    (listed,) = first.index
+    assert here == (
+        f"graph {listed.fingerprint[:8]} [9, 64]: the index has this piece for [1, 8], not for [9, 64]"
     )
+    assert re.fullmatch(r"graph [0-9a-f]{8} \[1, 8\]: the index has 1 artifacts, none of this piece", there)
+
+
+def cut_pieces() -> list[tp.SplitItem]:
+    graph = traced(lambda x: (torch.relu(x.sin()) + 1).cos(), torch.randn(5))
+    items = [item for item in tp.split_graph(graph, ["torch.relu"])[1] if not item.is_splitting_graph]
+    assert [item.submod_name for item in items] == ["submod_0", "submod_2"]
+    return items
+
+
+@pytest.mark.parametrize("given", [lambda item: item, lambda item: item.graph], ids=["item", "graph"])
+def test_a_miss_names_the_piece_once(tmp_path: Path, given: Callable[[tp.SplitItem], Any]) -> None:
+    made = manager(tmp_path)
+    for item in cut_pieces():
+        assert made.load(given(item)) is None
+        made.compile(given(item))
+        made.compile(given(item))
+    reasons = [miss.partition(": no entry")[0] for miss in made.misses]
+    assert reasons == ["the index: there is no index", "submod_0 [0, inf]", "submod_2 [0, inf]"]
+    made.save_to_file()
+    assert [entry.piece for entry in made.index] == ["submod_0", "submod_2"]
+
+
+def test_without_a_cache_the_misses_say_so(tmp_path: Path) -> None:
+    (item, _) = cut_pieces()
+    made = manager()
+    made.load(item)
+    made.initialize_cache(tmp_path, disable_cache=True)
+    made.compile(item)
+    assert made.misses == (
+        "submod_0 [0, inf]: nothing is kept before initialize_cache",
+        "submod_0 [0, inf]: nothing is looked up: disable_cache",
+    )
+    assert made.counters["store_misses"] == 0
+
+
+def test_only_the_last_misses_are_remembered() -> None:
+    made, graph = manager(), piece()
+    for start in range(1, 300):
+        made.load(graph, tp.Range(start, 300))
+    assert len(made.misses) == 256
+    assert made.misses[-1].endswith("[299, 300]: nothing is kept before initialize_cache")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown", "hint"),
+    [
+        ((1, 64), "(1, 64) (tuple)", "write tp.Range(1, 64)"),
+        ([1, 64], "[1, 64] (list)", "write tp.Range(1, 64)"),
+        (64, "64 (int)", "write tp.Range(64, 64)"),
+        ("1-64", "'1-64' (str)", "write tp.Range(1, 64), or leave it out to serve every size"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["load", "compile", "artifact"])
+def test_sizes_that_are_no_range_are_refused_before_anything_is_compiled(
+    verb: str, given: Any, shown: str, hint: str
+) -> None:
+    made = manager()
+    with pytest.raises(ArgumentError) as caught:
+        getattr(made, verb)(piece(), given)
+    assert isinstance(caught.value, TypeError)
+    assert str(caught.value) == (
+        "The sizes to compile for are not given as a Range\n"
+        f"  expected: torch_piecewise.Range\n  got: {shown}\n  to do: {hint}"
+    )
+    assert made.counters.as_dict() == {}
 
 
 def test_artifacts_are_found_where_nobody_wrote_an_index(tmp_path: Path) -> None:

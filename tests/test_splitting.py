@@ -285,7 +285,7 @@ def test_an_autocast_region_around_a_cut_is_reentered_on_both_sides() -> None:
         ),
         ("nowhere::op", "Splitting op 'nowhere::op' does not exist"),
         ("torch.nn.functional.scaled_attention", "no attribute 'scaled_attention'"),
-        ("sigmoid", "a name without '::' or '.'"),
+        ("sigmoid", "an operation's name has its namespace in it"),
     ],
 )
 def test_a_splitting_op_that_does_not_exist_is_an_error(entry: str, message: str) -> None:
@@ -298,8 +298,9 @@ def test_a_splitting_op_that_never_occurs_is_a_warning_with_near_names() -> None
     plan = plan_split(graph, CutPolicy.of(["aten::hardsigmoid"]))
     (warning,) = plan.warnings
     assert warning == (
-        "splitting op 'aten::hardsigmoid' never occurs in the traced graph; "
-        "near names that do occur: torch.sigmoid"
+        "splitting op 'aten::hardsigmoid' never occurs in the traced graph, so nothing is cut there; "
+        "near names that do occur: torch.sigmoid; torch functions are taken apart into such operations after "
+        "the cut: name the function; the graph holds torch.add, torch.sigmoid"
     )
 
 

@@ -84,6 +84,27 @@ class TestCalling:
             assert writing_op()(x, out) is None
             assert returning_op()(x).shape == (4,)
 
+    def test_torch_operations_need_no_fake(self) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        op = splitting_op(fresh())(scaled)
+        with FakeTensorMode():
+            assert op(torch.empty(4)).shape == (4,)
+
+    def test_a_fake_can_be_registered_later(self) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        op = splitting_op(fresh())(scaled)
+
+        @op.register_fake
+        def longer(x: Tensor, by: float = 2.0) -> Tensor:
+            return x.new_empty(x.shape[0] + 1)
+
+        with FakeTensorMode():
+            assert op(torch.empty(4)).shape == (5,)
+        with pytest.raises(SplitError, match="its fake does not take the op's arguments"):
+            op.register_fake(lambda: None)
+
     def test_a_device_specific_op_refuses_other_devices(self) -> None:
         op = splitting_op(fresh(), fake=scaled_fake, device_types="cuda")(scaled)
         with pytest.raises(NotImplementedError, match="CPU"):
@@ -254,7 +275,7 @@ class TestDefinitionMistakes:
         def untyped(x, out: Tensor) -> None:  # type: ignore[no-untyped-def]
             out.copy_(x)
 
-        with pytest.raises(SplitError, match="Parameter x must have a type annotation"):
+        with pytest.raises(SplitError, match="has parameters without annotations"):
             splitting_op(fresh(), mutates_args=("out",))(untyped)
 
     def test_a_mutated_argument_that_does_not_exist(self) -> None:
@@ -272,10 +293,23 @@ class TestDefinitionMistakes:
         with pytest.raises(SplitError, match=r"keyword-only.*'out'"):
             splitting_op(fresh(), mutates_args=("out",))(keyword)
 
-    def test_an_op_with_outputs_and_no_fake(self) -> None:
-        with pytest.raises(SplitError, match="no fake") as caught:
-            splitting_op(fresh())(scaled)
-        assert "fake=" in str(caught.value)
+    def test_a_body_without_a_fake_that_needs_data(self) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        def looking(x: Tensor) -> Tensor:
+            return x * float(x.numpy().max())
+
+        op = splitting_op("tp_test_splitting::looking")(looking)
+        with FakeTensorMode(), pytest.raises(SplitError) as caught:
+            op(torch.empty(3))
+        assert str(caught.value).startswith(
+            "tp_test_splitting::looking has no fake, and its body cannot run on tensors without data\n"
+            "  expected: a body of torch operations on its arguments alone, or a fake\n"
+            "  got: "
+        )
+        assert str(caught.value).endswith(
+            "\n  to do: say what it returns: fake=lambda q, k, v: torch.empty_like(q)"
+        )
 
     def test_an_op_that_neither_writes_nor_returns(self) -> None:
         def nothing(x: Tensor) -> None:
@@ -307,7 +341,7 @@ class TestDefinitionMistakes:
     def test_a_failed_definition_leaves_the_name_free(self) -> None:
         name = fresh()
         with pytest.raises(SplitError) as held:
-            splitting_op(name)(scaled)
+            splitting_op(name, fake=lambda: None)(scaled)
         assert held.value  # as a notebook holds the last error
         assert splitting_op(name, fake=scaled_fake)(scaled)(torch.ones(1)).tolist() == [2.0]
 

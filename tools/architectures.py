@@ -200,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # models this small only wait for each other's threads
     chosen = [one for one in ARCHITECTURES if not options.only or one.name in options.only]
     outcomes = []
     for one in chosen:

@@ -39,7 +39,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "4d": ("report",),
     "4c": ("tracing", "trials"),
     "4b": ("backend", "capture", "keeping"),
-    "4a": ("entry", "managers", "record", "stand_ins", "trace_facts", "static_calls"),
+    "4a": ("entry", "managers", "record", "stand_ins", "trace_facts", "static_calls", "flat_call"),
     "3e": ("program",),
     "3d": ("replay_facts", "supply"),
     "3c": ("manager", "stitching"),

@@ -10,8 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from torch_piecewise.api import compile as compile
     from torch_piecewise.api import program_of as program_of
+    from torch_piecewise.artifact import Artifact as Artifact
     from torch_piecewise.backend import PiecewiseCompileBackend as PiecewiseCompileBackend
     from torch_piecewise.baking import bake as bake
     from torch_piecewise.bundle_start import load as load
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from torch_piecewise.tags import set_model_tag as set_model_tag
 
 _MODULE_OF = {
+    "Artifact": "artifact",
     "BatchDescriptor": "cudagraphs",
     "CUDAGraphDispatcher": "cudagraphs",
     "CUDAGraphMode": "cudagraph_mode",
@@ -70,6 +74,8 @@ __all__ = sorted(_MODULE_OF)  # noqa: PLE0605 - a list of names, in one place
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
@@ -78,4 +84,15 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULE_OF]
+    return [*globals(), *_MODULE_OF, "__version__"]
+
+
+def _version() -> str:
+    """The distribution's version; ``"unknown"`` where the package lies on the path and is not installed."""
+    # Imported for its cost: nobody who does not ask owes it.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("torch-piecewise")
+    except PackageNotFoundError:
+        return "unknown"

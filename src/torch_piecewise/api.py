@@ -61,15 +61,10 @@ def compile(
             expected="a function of the module, object or function, such as lambda module: module.width > 64",
             got=f"{enable_if!r} ({type(enable_if).__name__})",
         )
-    request = Request(_settings(config, fields), tag, enable_if)
+    request = Request(Config.given(config, fields, to="tp.compile"), tag, enable_if)
     if model_or_fn is None:
         return functools.partial(_compile, request=request)
     return _compile(model_or_fn, request=request)
-
-
-def _settings(config: Config | None, fields: dict[str, Any]) -> Config:
-    base = config if config is not None else Config()
-    return (base.replace(**fields) if fields else base).with_env()
 
 
 def _compile(target: Any, *, request: Request) -> Any:
@@ -141,21 +136,42 @@ def program_of(model: Any) -> CompiledCall:
     """The handle of a compiled model: ``warmup``, ``stats``, ``restore``.
 
     Args:
-        model: what ``compile`` returned.
+        model: what ``compile`` returned, or what ``torch.compile`` made of that.
 
     Raises:
-        ConfigError: it is not compiled by this library.
+        ConfigError: it is not compiled by this library, or through ``torch.compile(backend="piecewise")``,
+            which gives each graph a program of its own and no handle.
     """
+    found = _handle(model)
+    inner = None if found is not None else modules.inside_torch_compile(model)
+    found = found if inner is None else _handle(inner)
+    if found is not None:
+        return found
+    if inner is not None:
+        raise ConfigError(
+            "What torch.compile made has no handle",
+            expected="a model or function that tp.compile returned",
+            got=f"torch.compile of {_label(inner)}",
+            hint="call tp.compile(model, **options) in place of torch.compile(model, backend='piecewise', "
+            "options=options); or keep the backend of one graph: backend = tp.PiecewiseCompileBackend(...), "
+            "torch.compile(model, backend=backend, fullgraph=True), then backend.program and backend.bus",
+        )
+    raise ConfigError(
+        "This model is not compiled",
+        expected="a model or function that tp.compile returned",
+        got=_label(model),
+        hint="call tp.compile(model, ...) first",
+    )
+
+
+def _handle(model: Any) -> CompiledCall | None:
     call = modules.compiled_call(model) if isinstance(model, Module) else model
     # What an integration puts around a compiled call names it.
     call = getattr(call, "compiled_call", call)
     if not isinstance(call, CompiledCall):
         call = handle_of(model.forward if isinstance(model, Module) else model)
-    if not isinstance(call, CompiledCall):
-        raise ConfigError(
-            "This model is not compiled",
-            expected="a model or function that tp.compile returned",
-            got=f"{type(model).__name__}",
-            hint="call tp.compile(model, ...) first",
-        )
-    return call
+    return call if isinstance(call, CompiledCall) else None
+
+
+def _label(value: Any) -> str:
+    return str(getattr(value, "__qualname__", None) or type(value).__name__)

@@ -22,6 +22,7 @@ from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
+from torch_piecewise.flat_call import dispatch_symbol, flat_entry, tell_what_torch_decides
 from torch_piecewise.inductor_partition import captures_partitions
 from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.lost_gradients import refuse_lost_gradients
@@ -37,13 +38,12 @@ from torch_piecewise.splitting_ops import body_lookup
 from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.stitching import stitch
 from torch_piecewise.tags import current_tag
-from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.nodes import (
     ensure_example_values,
     flat_symbol_readers,
     placeholder_facts,
 )
-from torch_piecewise.torch_private.shapes import ShapeEnv, dim_text
+from torch_piecewise.torch_private.shapes import ShapeEnv
 from torch_piecewise.trace_facts import TracedCall, replay_facts
 
 logger = logging.getLogger("torch_piecewise")
@@ -196,8 +196,7 @@ class PiecewiseCompileBackend:
         observers: Sequence[Callable[[Event], None]] = (),
         **fields: Any,
     ) -> None:
-        base = config if config is not None else Config.from_env()
-        self.config = base.replace(**fields) if fields else base
+        self.config = Config.given(config, fields, to="tp.PiecewiseCompileBackend")
         if self.config.mode == "stock_torch_compile":
             raise ConfigError(
                 "A backend of torch.compile cannot hand its graph to torch.compile",
@@ -236,7 +235,7 @@ class PiecewiseCompileBackend:
             ensure_example_values(graph, example_inputs)
             sources, fakes, shape_env = placeholder_facts(graph)
             symbols = flat_symbol_readers(fakes)
-            dispatch = self._dispatch(sources, fakes)
+            dispatch = dispatch_symbol(sources, fakes, self.config)
             keep = {name: text for name, text in symbols.items() if name == dispatch}
             limits = index_limits(graph) if self.config.assume_32_bit_indexing else ()
             later = Background("torch.compile")
@@ -252,41 +251,7 @@ class PiecewiseCompileBackend:
             if self.config.cudagraph_mode:
                 StaticCalls(self.config, self.bus).serve(self.program)
             news.due = True
-        return _flat_entry(self.program)
-
-    def _dispatch(self, sources: Sequence[str], fakes: Sequence[Any]) -> str | None:
-        """The symbol of ``dispatch_on``, else of the first dynamic dim of a tensor argument."""
-        wanted = self.config.dispatch_on
-        for source, fake in zip(sources, fakes, strict=True):
-            if not isinstance(fake, torch.Tensor):
-                continue
-            argument = source.removeprefix("L['").removesuffix("']")
-            for dim, size in enumerate(fake.shape):
-                name = dim_text(size)
-                if isinstance(name, str) and name.isidentifier() and wanted in (None, f"{argument}.{dim}"):
-                    return name
-        return None
-
-
-def _flat_entry(program: Program) -> Callable[..., tuple[Any, ...]]:
-    reader = program.sizes.names[program.sizes.symbols[0]] if program.sizes.symbols else "0"
-    source = (
-        "def call(*args):\n"
-        f"    key = {reader}\n"
-        "    run = lookup(key)\n"
-        "    if run is None or modes_active():\n"
-        "        run = find_under_modes(key) if modes_active() else find(key)\n"
-        "    return run(*args)\n"
-    )
-    scope: dict[str, Any] = {
-        "lookup": program.table.lookup,
-        "find": program.table.find,
-        "find_under_modes": program.mode_table.find,
-        "modes_active": dispatch_modes_active,
-    }
-    exec(compile(source, "<torch-piecewise flat entry>", "exec"), scope)
-    call: Callable[..., tuple[Any, ...]] = scope["call"]
-    return call
+        return flat_entry(self.program)
 
 
 def piecewise_backend(
@@ -312,4 +277,6 @@ def piecewise_backend(
             got=f"mode={mode!r}",
             hint="for CUDA graphs use options={'cudagraph_mode': 'piecewise'}",
         )
-    return PiecewiseCompileBackend(Config.from_env(**dict(options or {})))(graph, example_inputs)
+    config = Config.from_env(**dict(options or {}))
+    tell_what_torch_decides(config)
+    return PiecewiseCompileBackend(config)(graph, example_inputs)

@@ -46,6 +46,8 @@ _WRITERS = frozenset(
     )
 )
 
+_CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+
 
 def result_document(entry: Entry, args: tuple[Any, ...], kwargs: Mapping[str, Any], named: Named) -> Any:
     """How calls like this one build their result, as :func:`~.runtime_result.result_function` reads it.
@@ -161,7 +163,7 @@ class _TreeWriter:
         """One part of the result."""
         if id(value) in self._outputs:
             return {"output": self._outputs[id(value)]}
-        if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
+        if value is None or isinstance(value, _CONSTANTS):
             return {"value": self._named.json(value)}
         if id(value) in self._arguments:
             return {"argument": self._arguments[id(value)]}

@@ -11,7 +11,7 @@ import torch
 
 from torch_piecewise.call_form import CallForm
 from torch_piecewise.config import Config
-from torch_piecewise.dynamic_dims import Dims
+from torch_piecewise.dynamic_dims import Dims, from_front, refuse_containers
 from torch_piecewise.errors import CaptureError, ConfigError, DynamicDimError, GraphBreakError
 from torch_piecewise.guard_policy import evaluation_error
 from torch_piecewise.relations import Relation, readable
@@ -65,7 +65,9 @@ def capture(
         DynamicDimError: a declared dim does not exist, or the model fixes it.
         CaptureError: the model's own operations refuse this call.
     """
-    _check_dims(call, dims)
+    refuse_containers(config.dynamic_dims(), call.bound.arguments)
+    dims = from_front(dims, call.values)
+    _check_symbols(call, dims)
     true_sizes = _sizes(call, dims)
     *others, last = attempts(call, true_sizes, config)
     for small in others:
@@ -88,7 +90,7 @@ def _serves(
     if asked is not None and config.evaluate_guards:
         names = captured.symbols
         raise evaluation_error(
-            f"{readable(asked.text, names)}{f' (asked by {asked.where})' if asked.where else ''}",
+            asked.shown(names),
             ", ".join(f"{readable(symbol, names)}={value}" for symbol, value in values.items()),
         )
     guards = captured.raw.full_guards
@@ -105,21 +107,11 @@ def _frame(raw: RawCapture, function: Any, call: CallForm) -> dict[str, Any]:
     return {**own, **bound.arguments, **{name: cell.cell_contents for name, cell in cells}}
 
 
-def _check_dims(call: CallForm, dims: Dims) -> None:
+def _check_symbols(call: CallForm, dims: Dims) -> None:
     declared: dict[str, tuple[str, int]] = {}
     for name, by_dim in dims.items():
-        value = call.values.get(name)
-        if not isinstance(value, torch.Tensor):
-            continue
         for dim, symbol in by_dim.items():
-            if not -value.dim() <= dim < value.dim():
-                raise DynamicDimError(
-                    f"Dynamic dim {dim} of argument {name!r} is out of range",
-                    expected=f"a dim of a {value.dim()}-d tensor",
-                    got=f"dim {dim}, shape {tuple(value.shape)}",
-                    hint="correct dynamic_arg_dims",
-                )
-            size = value.size(dim)
+            size = call.values[name].size(dim)
             other, known = declared.setdefault(symbol, (f"{name}.{dim}", size)) if symbol else ("", size)
             if known != size:
                 raise DynamicDimError(
@@ -130,13 +122,11 @@ def _check_dims(call: CallForm, dims: Dims) -> None:
 
 
 def _sizes(call: CallForm, dims: Dims) -> dict[str, int]:
-    sizes = {}
-    for name, by_dim in dims.items():
-        value = call.values.get(name)
-        if isinstance(value, torch.Tensor):
-            source = call.sources[name]
-            sizes.update({f"{source}.size()[{dim % value.dim()}]": value.size(dim) for dim in by_dim})
-    return sizes
+    return {
+        f"{call.sources[name]}.size()[{dim}]": call.values[name].size(dim)
+        for name, by_dim in dims.items()
+        for dim in by_dim
+    }
 
 
 def _trace(
@@ -183,7 +173,7 @@ def _named(raw: RawCapture, call: CallForm, dims: Dims, config: Config, allowed:
     symbols = shapes.symbol_sources(raw.shape_env, raw.sources, raw.fakes)
     relations = _relations(raw, config)
     used = {name for relation in relations for name in relation.symbols}
-    dispatch = _dispatch_symbol(declared, config)
+    dispatch = _dispatch_symbol(declared, call, config)
     keep = {s: source for s, source in symbols.items() if s == dispatch or s in used}
     return Captured(raw, dispatch, keep, relations)
 
@@ -192,7 +182,7 @@ def _relations(raw: RawCapture, config: Config) -> tuple[Relation, ...]:
     backed = config.dynamic_shapes == "backed"
     traced = [
         Relation(text, where, assumed=backed and _is_assumed(text, where))
-        for text, where in shapes.shape_relations(raw.shape_env)
+        for text, where in shapes.shape_relations(raw.shape_env, raw.files)
     ]
     limits = index_limits(raw.graph) if config.assume_32_bit_indexing else ()
     return tuple(
@@ -224,7 +214,7 @@ def _refuse_fixed_dims(
         number = dim_text(size)
         if not isinstance(number, int) or number in allowed:
             continue
-        where = shapes.where_fixed(raw.shape_env, number)
+        where = shapes.where_fixed(raw.shape_env, number, raw.files)
         raise DynamicDimError(
             f"Dim {dim} of argument {name!r} was declared dynamic, but the model fixes its size at {number}",
             expected="code that works for any size of it",
@@ -234,15 +224,17 @@ def _refuse_fixed_dims(
         )
 
 
-def _dispatch_symbol(declared: Mapping[tuple[str, int], Any], config: Config) -> str | None:
-    if config.dispatch_on is None:
+def _dispatch_symbol(declared: Mapping[tuple[str, int], Any], call: CallForm, config: Config) -> str | None:
+    wanted = config.dispatch_dim() if config.dispatch_on is not None else None
+    if wanted is None:
         first = next(iter(declared.values()), None)
         return str(dim_text(first)) if isinstance(first, torch.SymInt) else None
-    argument, _, dim_text_ = config.dispatch_on.rpartition(".")
-    dim = int(dim_text_)
-    for (name, declared_dim), size in declared.items():
-        if name == argument and declared_dim == dim:
-            return str(dim_text(size))
+    argument, dim = wanted
+    value = call.values.get(argument)
+    rank = value.dim() if isinstance(value, torch.Tensor) else 0
+    placed = dim + rank if dim < 0 else dim
+    if (argument, placed) in declared:
+        return str(dim_text(declared[argument, placed]))
     raise ConfigError(
         "dispatch_on names a dim that is not dynamic in this call",
         expected=f"one of {', '.join(f'{name}.{dim}' for name, dim in declared) or 'no dim'}",

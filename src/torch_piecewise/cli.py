@@ -21,7 +21,7 @@ def commands(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
-@commands.command()
+@commands.command(short_help="Let a small chat model answer, in pieces.")
 @click.option("--prompt", help="What to ask; a default question otherwise.")
 @click.option("--new-tokens", default=64, show_default=True, help="The most tokens of the answer.")
 @click.option(

@@ -54,6 +54,13 @@ class Stats:
     phase_seconds: dict[str, float]
     encoder_compile_seconds: float = 0.0
 
+    def __str__(self) -> str:
+        """One line for people."""
+        pieces = f"{self.pieces} pieces, {self.distinct_pieces} distinct, {self.cuts} cuts"
+        traces = f"{self.traces} trace{'' if self.traces == 1 else 's'}"
+        seconds = self.compile_seconds + self.encoder_compile_seconds
+        return f"{pieces}; {traces}, {self.artifacts_compiled} compiled in {seconds:.1f} s"
+
 
 class CompiledCall:
     """What runs instead of a model's own call; the handle that ``tp.program_of`` gives.
@@ -160,14 +167,14 @@ class CompiledCall:
             return Dispatch(CUDAGraphMode.NONE, descriptor)
         return self._static.dispatch(self.entries[0].program, descriptor, allow_full=allow_full)
 
-    def warmup(self, sizes: Iterable[int] | None = None) -> BudgetReport | None:
+    def warmup(self, sizes: Iterable[int] | int | None = None) -> BudgetReport | None:
         """Look up, and compile where needed, what serves each size of the dispatch dim; then capture them.
 
         Static graphs are captured largest first, as far as the budget goes. The model runs on inputs that
         are all padding, and writes to its caches what that gives.
 
         Args:
-            sizes: None for the sizes that ``cudagraph_capture_sizes`` stands for.
+            sizes: several, or one; None for the sizes that ``cudagraph_capture_sizes`` stands for.
 
         Returns:
             Where the budget of captures stands; None where nothing is captured.
@@ -184,7 +191,7 @@ class CompiledCall:
                 got="warmup(sizes)",
                 hint="call the model once with each size instead",
             )
-        wanted = None if sizes is None else tuple(sizes)
+        wanted = None if sizes is None else (sizes,) if isinstance(sizes, int) else tuple(sizes)
         if not self.entries:
             raise GuardError(
                 "Nothing has been traced yet",

@@ -10,11 +10,10 @@ from typing import Any, Self
 
 from torch_piecewise.config_fields import CAPTURE_SIZES, ConfigFields, Setting
 from torch_piecewise.config_ingredients import as_text, stable_name
-from torch_piecewise.config_kinds import did_you_mean
 from torch_piecewise.config_rules import contradiction
 from torch_piecewise.config_table import Describe, FieldDoc
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.errors import ConfigError, did_you_mean
 from torch_piecewise.ranges import UNBOUNDED, Range, ranges_from_endpoints
 
 ENV_PREFIX = "TORCH_PIECEWISE_"
@@ -80,6 +79,26 @@ class Config(ConfigFields):
         config = cls.from_fields({**read, **fields})
         object.__setattr__(config, "_environment", frozenset(read) - fields.keys())
         return config
+
+    @classmethod
+    def given(cls, config: Self | None, fields: Mapping[str, object], *, to: str) -> Self:
+        """The settings that a door was handed: a config or None, fields that override it; the environment.
+
+        Args:
+            to: the door, for messages: ``"tp.compile"``.
+
+        Raises:
+            ConfigError: ``config`` is something else, or a field is unknown or malformed.
+        """
+        if config is not None and not isinstance(config, cls):
+            raise ConfigError(
+                f"config of {to} is no Config",
+                expected="tp.Config(...) or None",
+                got=type(config).__name__,
+                hint=f"give settings as keyword arguments: {to}(..., backend='eager')",
+            )
+        base = config if config is not None else cls()
+        return (base.replace(**fields) if fields else base).with_env()
 
     @property
     def explicit(self) -> frozenset[str]:

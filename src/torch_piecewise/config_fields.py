@@ -92,8 +92,11 @@ class ConfigFields:
         metadata=_is(
             OrNone(Items(SplittingOp(), "['mylib::attention']")),
             "Where the graph is cut: operations ('ns::op', 'ns::op.overload'), torch functions or module "
-            "classes by dotted name, module classes, or predicates on a node. None: the attention "
-            "operations torch knows. Empty: do not cut.",
+            "classes by dotted name, module classes, or predicates on a node. One operation is one thing "
+            "however the model spells it: 'torch.matmul' is also x @ y, and 'aten::relu' also x.relu(). A "
+            "module class is cut around every call of one, and of one derived from it. A name that does not "
+            "exist is an error; one that never occurs is a warning with what the graph holds. None: the "
+            "attention operations torch knows. Empty: do not cut.",
             "splitting",
         ),
     )

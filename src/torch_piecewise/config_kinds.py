@@ -7,7 +7,6 @@ returns something for ``check``. A kind that has subordinate parts is built from
 
 from __future__ import annotations
 
-import difflib
 import json
 import operator
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.errors import ConfigError, did_you_mean
 from torch_piecewise.frozen_map import FrozenMap
 
 
@@ -42,12 +41,6 @@ def bad_value(label: str, kind: Kind, value: object, hint: str | None = None) ->
         got=f"{value!r} ({type(value).__name__})",
         hint=hint or "give a value of the expected form, or leave the field out for its default",
     )
-
-
-def did_you_mean(given: object, known: Iterable[str]) -> str | None:
-    """A hint that names what was probably meant; None where nothing known is near."""
-    near = difflib.get_close_matches(str(given).lower(), list(known), n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else None
 
 
 def as_int(value: object) -> int | None:
@@ -251,7 +244,7 @@ def in_order(items: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of values of one kind, held as a tuple without duplicates.
+    """A list of values of one kind, held as a tuple without duplicates; None is the empty list.
 
     Attributes:
         kind: of each item.
@@ -268,6 +261,8 @@ class Items:
         return f"a list, such as {self.example}, of: {self.kind.expected}"
 
     def check(self, label: str, value: object) -> tuple[Any, ...]:
+        if value is None:
+            return ()
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
             raise bad_value(label, self, value, f"write a list: {self.example}")
         # A set has no order of its own, and one that changes with the process would change cache keys.
@@ -283,7 +278,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """A mapping from text to values, held as a :class:`FrozenMap`.
+    """A mapping from text to values, held as a :class:`FrozenMap`; None is the empty one.
 
     Attributes:
         what: what it maps, for messages.
@@ -300,6 +295,7 @@ class Table:
         return f"a mapping {self.what}"
 
     def check(self, label: str, value: object) -> FrozenMap[str, Any]:
+        value = {} if value is None else value
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise bad_value(label, self, value)
         keys = list(value) if self.ordered else sorted(value)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch_piecewise.config_kinds import Dotted, Name, as_int, bad_value, did_you_mean
+from torch_piecewise.config_kinds import Dotted, Name, as_int, bad_value
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.errors import ConfigError, did_you_mean
 from torch_piecewise.frozen_map import FrozenMap
 
 _OP_NAME = re.compile(r"\w+::\w+(\.\w+)?")
@@ -159,7 +159,7 @@ class ArgumentDim:
         name, _, dim = value.rpartition(".")
         if not name.isidentifier() or not re.fullmatch(r"-?\d+", dim):
             raise bad_value(label, self, value)
-        return value
+        return f"{name}.{int(dim)}"
 
     def parse(self, text: str) -> object:
         return text

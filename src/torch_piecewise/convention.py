@@ -7,6 +7,7 @@ result.
 from __future__ import annotations
 
 import importlib
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,3 +76,18 @@ class Convention:
         cells = dict(zip(traced.__code__.co_freevars, traced.__closure__ or (), strict=True))
         closure = tuple(cells[name] for name in self.tail.co_freevars)
         return types.FunctionType(self.tail, scope, closure=closure or None)
+
+
+def files_of_constants(code: types.CodeType) -> tuple[str, ...]:
+    """The files of the classes that code calls as constants, which decide what its values become."""
+    files: list[str] = []
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            files += files_of_constants(constant)
+            continue
+        # A named tuple is made by ``Class._make``.
+        made = constant if isinstance(constant, type) else getattr(constant, "__self__", None)
+        if isinstance(made, type):
+            file = getattr(sys.modules.get(made.__module__), "__file__", None)
+            files += [file] if file is not None else []
+    return tuple(dict.fromkeys(files))

@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
-import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.nn import Module
 
+from torch_piecewise.cut_policy_modules import is_call_of, module_calls
+from torch_piecewise.cut_policy_names import (
+    calls_overload,
+    names_of_function,
+    node_names,
+    readable,
+    target_names,
+)
+from torch_piecewise.cut_policy_resolve import DEFAULT_SPLITTING_OPS, checked_entries, exists, resolve
 from torch_piecewise.errors import SplitError
 from torch_piecewise.ignoring import is_ignored, runs_in_ignored_call
-from torch_piecewise.torch_private.ops import (
-    is_higher_order,
-    op_base_name,
-    op_name,
-    op_overload_name,
-    op_overloads,
-)
+from torch_piecewise.torch_private.nodes import user_line
+from torch_piecewise.torch_private.ops import is_higher_order, op_overload_name
 
 SplittingOp = str | type[Module] | Callable[[Node], bool]
 """One entry of ``Config.splitting_ops``."""
-
-DEFAULT_SPLITTING_OPS: tuple[str, ...] = (
-    "torch.nn.functional.scaled_dot_product_attention",
-    "torch.nn.functional.multi_head_attention_forward",
-    "aten::scaled_dot_product_attention",
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_fused_attention_overrideable",
-    "aten::_scaled_dot_product_attention_math",
-    "aten::_native_multi_head_attention",
-    "higher_order::flex_attention",
-)
-"""The attention operations torch knows: what ``splitting_ops=None`` means."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +44,20 @@ class Cut:
 
 @dataclass(frozen=True)
 class _Rule:
+    """One entry of ``splitting_ops``.
+
+    Attributes:
+        matches: given a node and all the names it can be meant by.
+        is_default: nobody asked for it by name.
+        names_module: it is about calls of modules.
+        if_unmatched: what people should know where it matches nothing.
+    """
+
     text: str
-    matches: Callable[[Node], Cut | None]
+    matches: Callable[[Node, frozenset[str]], Cut | None]
     is_default: bool = False
+    names_module: bool = False
+    if_unmatched: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,192 +82,138 @@ class CutPolicy:
             SplitError: an entry names nothing that exists.
         """
         if splitting_ops is None:
-            known = [name for name in DEFAULT_SPLITTING_OPS if _exists(name)]
-            return cls((*(_rule(entry, is_default=True) for entry in known), _IGNORED))
-        return cls((*(_rule(entry) for entry in splitting_ops), _IGNORED))
+            known = [name for name in DEFAULT_SPLITTING_OPS if exists(name)]
+            return cls((*(_named_rule(name, is_default=True) for name in known), _IGNORED))
+        return cls((*map(_rule, checked_entries(splitting_ops)), _IGNORED))
 
     def cut(self, node: Node) -> Cut | None:
-        """Why ``node`` is a cut; None if it is none."""
+        """Why ``node`` is a cut; None if it is none.
+
+        An operation with graphs of its own (a branch of ``torch.cond``) is one where something in them is:
+        what must not be compiled is not compiled with what surrounds it.
+
+        Raises:
+            SplitError: a predicate failed.
+        """
         if node.op in ("placeholder", "get_attr", "output"):
             return None
+        names = node_names(node)
         for rule in self.rules:
-            found = rule.matches(node)
+            found = rule.matches(node, names)
             if found is not None:
                 return found
-        return None
+        inner = (self.cut(one) for body in _bodies(node) for one in body.graph.nodes)
+        return next((found for found in inner if found is not None), None)
 
     def unmatched(self, graph: Graph) -> list[str]:
-        """A warning for each entry that matches no node of ``graph``, with near names that occur."""
-        used = {cut.rule for node in graph.nodes if (cut := self.cut(node)) is not None}
-        occurring = sorted({name for node in graph.nodes for name in target_names(node)})
-        warnings = []
-        for rule in self.rules:
-            if rule.is_default or rule.text in used:
-                continue
-            near = difflib.get_close_matches(rule.text, occurring, n=3, cutoff=0.5)
-            hint = f"; near names that do occur: {', '.join(near)}" if near else ""
-            warnings.append(f"splitting op {rule.text!r} never occurs in the traced graph{hint}")
-        return warnings
+        """A warning for each entry that matches no node of ``graph``, with what the graph does hold."""
+        # Each entry by itself: one that another entry goes before is not one that matches nothing.
+        named = [CutPolicy((rule,)) for rule in self.rules if not rule.is_default]
+        idle = [policy for policy in named if all(policy.cut(node) is None for node in graph.nodes)]
+        return [_unmatched(policy.rules[0], graph) for policy in idle]
 
 
-def _rule(entry: SplittingOp, *, is_default: bool = False) -> _Rule:
+def _rule(entry: SplittingOp) -> _Rule:
     if isinstance(entry, str):
-        return _named_rule(entry, is_default)
-    if isinstance(entry, type) and issubclass(entry, Module):
-        name = f"{entry.__module__}.{entry.__qualname__}"
-        return _Rule(name, _module_matcher(name))
-    if callable(entry):
-        predicate: Any = entry
-        return _predicate_rule(predicate)
-    raise SplitError(
-        "An entry of splitting_ops is of no kind that can be matched",
-        expected="'ns::op', 'ns::op.overload', a dotted function or class name, a module class, a predicate",
-        got=repr(entry),
-    )
+        return _named_rule(entry)
+    if isinstance(entry, type):
+        return _module_rule(f"{entry.__module__}.{entry.__qualname__}", entry)
+    predicate: Any = entry
+    return _predicate_rule(predicate)
 
 
 def _predicate_rule(predicate: Callable[[Node], bool]) -> _Rule:
     text = str(getattr(predicate, "__qualname__", repr(predicate)))
-    return _Rule(text, lambda node: Cut(text) if predicate(node) else None)
 
-
-def _named_rule(name: str, is_default: bool) -> _Rule:
-    resolved = _resolve(name)
-    if isinstance(resolved, type):
-        return _Rule(name, _module_matcher(name), is_default)
-    wanted = {name}
-    if not isinstance(resolved, str):
-        wanted |= _function_names(resolved)
-    wanted |= _torch_level_names(name)
-    return _Rule(name, lambda node: Cut(name) if wanted & target_names(node) else None, is_default)
-
-
-def _exists(name: str) -> bool:
-    try:
-        _resolve(name)
-    except SplitError:
-        return False
-    return True
-
-
-def _resolve(name: str) -> Any:
-    if "::" in name:
-        return _resolve_op(name)
-    parts = name.split(".")
-    for split in range(len(parts) - 1, 0, -1):
+    def matches(node: Node, _names: frozenset[str]) -> Cut | None:
         try:
-            value: Any = importlib.import_module(".".join(parts[:split]))
-        except ImportError:
-            continue
-        for index, part in enumerate(parts[split:]):
-            if not hasattr(value, part):
-                raise SplitError(
-                    f"Splitting op {name!r} does not exist",
-                    expected=f"a function or module class in {'.'.join(parts[: split + index])}",
-                    got=f"no attribute {part!r}",
-                    hint=_near(part, dir(value)),
-                )
-            value = getattr(value, part)
-        return value
-    raise SplitError(
-        f"Splitting op {name!r} does not exist",
-        expected="'ns::op', 'ns::op.overload', or a dotted name such as "
-        "'torch.nn.functional.scaled_dot_product_attention'",
-        got=f"no module {parts[0]!r}" if len(parts) > 1 else "a name without '::' or '.'",
+            return Cut(text) if predicate(node) else None
+        except Exception as error:
+            raise SplitError(
+                f"The predicate {text} of splitting_ops failed at the node {node.name}",
+                expected="a function (node) -> bool that takes every operation of the graph",
+                got=f"{type(error).__name__}: {error}; {node.op} {node.target}, from {user_line(node)}",
+            ) from error
+
+    return _Rule(text, matches)
+
+
+def _named_rule(name: str, *, is_default: bool = False) -> _Rule:
+    resolved = resolve(name)
+    if isinstance(resolved, type):
+        return _module_rule(name, resolved)
+    overload = op_overload_name(resolved)
+    if overload is not None:
+        return _Rule(name, lambda node, _: Cut(name) if calls_overload(node, overload) else None, is_default)
+    wanted = names_of_function(resolved, name)
+    why = ""
+    if isinstance(resolved, FunctionType) and resolved.__module__.partition(".")[0] != "torch":
+        why = "a trace goes through Python functions: mark it with tp.ignore, or make it a tp.splitting_op"
+    return _Rule(name, lambda _, names: Cut(name) if wanted & names else None, is_default, if_unmatched=why)
+
+
+def _module_rule(text: str, cls: type[Module]) -> _Rule:
+    def matches(node: Node, _names: frozenset[str]) -> Cut | None:
+        group = next((group for group, called in module_calls(node) if is_call_of(called, cls)), None)
+        return Cut(text, group) if group is not None else None
+
+    return _Rule(text, matches, names_module=True)
+
+
+def _bodies(node: Node) -> Iterator[GraphModule]:
+    if node.op != "call_function" or not is_higher_order(node.target):
+        return
+    owner = node.graph.owning_module
+    for operand in node.all_input_nodes if owner is not None else ():
+        if operand.op == "get_attr":
+            body = _attribute(owner, str(operand.target))
+            if isinstance(body, GraphModule):
+                yield body
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module
+
+
+_LISTED = 24
+"""Names that a warning lists."""
+
+
+def _unmatched(rule: _Rule, graph: Graph) -> str:
+    modules = {_class_text(called) for node in graph.nodes for _, called in module_calls(node)}
+    if rule.names_module and not modules:
+        return (
+            f"splitting op {rule.text!r} cannot be found: this graph does not say which module its "
+            "operations come from; cut at operations, or give the graph that Dynamo traced"
+        )
+    operations = {readable(name) for node in graph.nodes for name in target_names(node)}
+    found = modules if rule.names_module or not operations else operations
+    occurring = sorted(found, key=lambda name: ("::" not in name, name))  # what is meant to be cut at, first
+    near = difflib.get_close_matches(rule.text, occurring, n=3, cutoff=0.5)
+    hint = f"; near names that do occur: {', '.join(near)}" if near else ""
+    why = rule.if_unmatched
+    if rule.text.startswith("aten::") and not any(name.startswith("aten::") for name in occurring):
+        why = "torch functions are taken apart into such operations after the cut: name the function"
+    more = f" and {len(occurring) - _LISTED} more" if len(occurring) > _LISTED else ""
+    held = ", ".join(occurring[:_LISTED]) or "nothing"
+    return (
+        f"splitting op {rule.text!r} never occurs in the traced graph, so nothing is cut there{hint}"
+        f"{f'; {why}' if why else ''}; the graph holds {held}{more}"
     )
 
 
-def _resolve_op(name: str) -> Any:
-    namespace, _, rest = name.partition("::")
-    op_name, _, overload = rest.partition(".")
-    if namespace == "higher_order":
-        found = getattr(torch.ops.higher_order, op_name, None)
-        if found is not None:
-            return found
-    else:
-        packet = getattr(getattr(torch.ops, namespace), op_name, None)
-        if packet is not None and (not overload or overload in op_overloads(packet)):
-            return getattr(packet, overload) if overload else packet
-    near = _near(op_name, dir(getattr(torch.ops, namespace)))
-    raise SplitError(
-        f"Splitting op {name!r} does not exist",
-        expected="an operator that is registered when the model is compiled",
-        got=f"torch.ops.{namespace} has no {rest!r}",
-        hint=near or "import the module that registers it first, or correct the name",
-    )
+def _class_text(called: object) -> str:
+    return f"{called.__module__}.{called.__qualname__}" if isinstance(called, type) else str(called)
 
 
-def _near(name: str, names: Iterable[str]) -> str | None:
-    near = difflib.get_close_matches(name, list(names), n=3)
-    return f"did you mean {' or '.join(near)}?" if near else None
-
-
-def _function_names(function: Any) -> set[str]:
-    names = {_dotted(function)}
-    if function is torch.nn.functional.scaled_dot_product_attention:
-        names.add("torch._C._nn.scaled_dot_product_attention")
-    return names
-
-
-def _torch_level_names(name: str) -> set[str]:
-    """How ``aten::x`` reads in a graph that was traced at torch level: ``torch.x``, ``Tensor.x``."""
-    if not name.startswith("aten::") or "." in name:
-        return set()
-    base = name.removeprefix("aten::")
-    return {f"torch.{base}", f"torch._C._nn.{base}", f"torch.Tensor.{base}", f"torch.nn.functional.{base}"}
-
-
-def target_names(node: Node) -> frozenset[str]:
-    """Every name under which a splitting op could mean ``node``."""
-    if node.op == "call_method":
-        return frozenset((f"torch.Tensor.{node.target}",))
-    if node.op != "call_function":
-        return frozenset()
-    target: Any = node.target
-    if is_functionalized(node) and node.args:
-        target = node.args[0]
-    base = op_base_name(target)
-    if base is not None:
-        return frozenset(name for name in (base, op_overload_name(target)) if name is not None)
-    if is_higher_order(target):
-        return frozenset((f"higher_order::{op_name(target)}",))
-    return frozenset((_dotted(target),))
-
-
-def is_functionalized(node: Node) -> bool:
-    """Whether ``node`` is a custom op that functionalisation wrapped (``auto_functionalized``)."""
-    name = getattr(node.target, "__name__", "")
-    return node.op == "call_function" and name in ("auto_functionalized", "auto_functionalized_v2")
-
-
-def _dotted(function: Any) -> str:
-    module = getattr(function, "__module__", None)
-    name = str(getattr(function, "__qualname__", "") or getattr(function, "__name__", repr(function)))
-    if module in (None, "builtins") or name.startswith(("_VariableFunctionsClass.", "PyCapsule.")):
-        base = name.rpartition(".")[2]
-        return f"torch.{base}" if hasattr(torch, base) else f"torch._C._nn.{base}"
-    if module == "torch._C._nn":
-        return f"torch._C._nn.{name}"
-    return f"{module}.{name}"
-
-
-def _module_matcher(class_name: str) -> Callable[[Node], Cut | None]:
-    def matches(node: Node) -> Cut | None:
-        for key, (path, cls) in (node.meta.get("nn_module_stack") or {}).items():
-            name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
-            if name == class_name:
-                return Cut(class_name, group=f"{key}:{path}")
-        return None
-
-    return matches
-
-
-def _ignored_matcher(node: Node) -> Cut | None:
+def _ignored_matcher(node: Node, _names: frozenset[str]) -> Cut | None:
     if runs_in_ignored_call(node.meta.get("stack_trace")):
         return Cut("tp.ignore")
-    for key, (path, cls) in (node.meta.get("nn_module_stack") or {}).items():
-        if isinstance(cls, type) and is_ignored(cls):
-            return Cut("tp.ignore", group=f"{key}:{path}")
+    for group, called in module_calls(node):
+        if isinstance(called, type) and is_ignored(called):
+            return Cut("tp.ignore", group)
     return None
 
 

@@ -15,7 +15,8 @@ from torch_piecewise.entry_source import MISS as MISS
 from torch_piecewise.entry_source import CallShape as CallShape
 from torch_piecewise.entry_source import EntryWriter
 from torch_piecewise.errors import GuardError
-from torch_piecewise.guard_policy import evaluation_error
+from torch_piecewise.guard_policy import Mismatch, evaluation_error
+from torch_piecewise.piece import InputSpec, TensorSpec
 from torch_piecewise.program import Program, SizeKey
 from torch_piecewise.relations import Relation
 from torch_piecewise.stitching import Runner
@@ -36,6 +37,7 @@ class Entry:
         source: the generated function, for people.
         values: what its source refers to, by name.
         watched: positions of the graph inputs whose memory ``state`` looks at on each call.
+        compared: those of them whose sizes and strides are on each call what they were in the trace.
         program: what it runs.
     """
 
@@ -48,6 +50,9 @@ class Entry:
         self.shape = shape
         self.state = writer.state
         self.watched = frozenset(at for at, load in enumerate(writer.loads) if load.startswith("§state["))
+        self.compared = frozenset(
+            at for at in self.watched if not convention.unchecked and _is_static(convention.specs[at])
+        )
         self.source = writer.source()
         self.values = writer.scope
         scope = dict(self.values)
@@ -83,17 +88,18 @@ class Entry:
 
         scope["_tp_lookup"] = told
 
-    def why_not(self, *args: Any, **kwargs: Any) -> str:
+    def why_not(self, *args: Any, **kwargs: Any) -> Mismatch:
         """Why a call is not one this entry was traced for, for people."""
         replaced = self.state.replaced_child()
         if replaced is not None:
-            return f"submodule {replaced} was replaced"
+            return Mismatch(f"submodule {replaced} was replaced")
         if not self.state.hooks_unchanged():
-            return "a module has other hooks than in the trace"
+            return Mismatch("a module has other hooks than in the trace")
         reason = self._explain(*args, **kwargs)
         if isinstance(reason, Relation):
-            return str(self.program.rejection(reason, self._key(*args, **kwargs)))
-        return reason or "the call differs from the traced one"
+            error = self.program.rejection(reason, self._key(*args, **kwargs))
+            return Mismatch(error.got or "", error.expected)
+        return Mismatch(reason or "the call differs from the traced one")
 
     def size_error(self, *args: Any, **kwargs: Any) -> GuardError | None:
         """What ``evaluate_guards`` says of a call that fits in all but what the model asked of its sizes."""
@@ -102,3 +108,7 @@ class Entry:
             return None
         error = self.program.rejection(relation, self._key(*args, **kwargs))
         return evaluation_error(error.expected or "", error.got or "")
+
+
+def _is_static(spec: InputSpec | None) -> bool:
+    return isinstance(spec, TensorSpec) and all(isinstance(dim, int) for dim in (*spec.size, *spec.stride))

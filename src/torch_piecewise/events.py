@@ -10,10 +10,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
-from torch_piecewise.errors import PiecewiseError
+from torch_piecewise.errors import ArgumentError, PiecewiseError, did_you_mean
 from torch_piecewise.ranges import Range
 from torch_piecewise.tags import BACKBONE, ModelTag
 
@@ -202,28 +203,60 @@ class PassRecord(Event):
 Observer = Callable[[Event], None]
 
 
+class Subscription:
+    """An observer on a bus, until it is closed; as a context manager it is closed at the end of the block."""
+
+    def __init__(self, observer: Observer, bus: Bus) -> None:
+        self.observer = observer
+        self._bus = bus
+
+    def close(self) -> None:
+        """No longer tell the observer; a second time does nothing."""
+        self._bus.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.close()
+
+
 class Bus:
-    """Hands each event to every observer, in the order in which they were added.
+    """Hands each event to every observer, in the order in which they were added. Safe to use from threads.
+
+    ::
+
+        with tp.program_of(model).bus.add(print):
+            model(x)
 
     Args:
         tag: the part of a model whose events these are.
     """
 
     def __init__(self, *observers: Observer, tag: ModelTag = BACKBONE) -> None:
-        self._observers = tuple(observers)
+        self._lock = threading.Lock()
+        self._subscriptions = tuple(Subscription(observer, self) for observer in observers)
         self.tag = tag
 
     def emit(self, event: Event) -> None:
         """Call every observer with ``event`` on this thread; what one raises is logged, and calls go on."""
-        for observer in self._observers:
+        for one in self._subscriptions:
             try:
-                observer(event)
+                one.observer(event)
             except Exception:
                 logger.exception("an observer of events failed at %s", type(event).__name__)
 
-    def add(self, observer: Observer) -> None:
-        """From now on also call ``observer``."""
-        self._observers = (*self._observers, observer)
+    def add(self, observer: Observer) -> Subscription:
+        """From now on also call ``observer``, until what is returned is closed (``with`` does that)."""
+        added = Subscription(observer, self)
+        with self._lock:
+            self._subscriptions = (*self._subscriptions, added)
+        return added
+
+    def remove(self, subscription: Subscription) -> None:
+        """No longer tell the observer of ``subscription``; one that is not on this bus changes nothing."""
+        with self._lock:
+            self._subscriptions = tuple(one for one in self._subscriptions if one is not subscription)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -237,6 +270,45 @@ class Bus:
             self.emit(PhaseEnded(phase=name, seconds=seconds, failed=True, tag=self.tag))
             raise
         self.emit(PhaseEnded(phase=name, seconds=time.monotonic() - start, tag=self.tag))
+
+
+COUNTS: Mapping[str, str] = {
+    "graphs_captured": "traces of the model",
+    "blocks_shared": "calls of modules copied from the trace of a module like them",
+    "recompiles": "traces because a guard failed",
+    "pieces": "compiled pieces of cut graphs",
+    "cuts": "pieces that run eagerly because they hold splitting ops",
+    "distinct_pieces": "different ones among the pieces",
+    "compiles_started": "distinct pieces and ranges handed to a compiler",
+    "artifacts_compiled": "artifacts that a compiler made",
+    "artifacts_loaded": "artifacts that became callable",
+    "artifacts_loaded_from_compiled": "those of them just made",
+    "artifacts_loaded_from_store": "those of them that were kept",
+    "pieces_failed": "pieces that failed to compile",
+    "pieces_kept_eager": "pieces measured and found faster eager",
+    "store_hits": "look-ups that the store answered",
+    "store_misses": "look-ups that it did not",
+    "passes_run": "runs of a graph pass",
+    "pass_matches": "places that passes rewrote",
+    "sizes_captured": "kinds of batches captured",
+    "static_graphs": "static graphs that they take",
+    "sizes_evicted": "kinds of batches given up to stay within the budget",
+    "captures_refused": "kinds of batches that stay without a graph",
+    "calls_replayed": "calls served by static graphs",
+    "calls_without_graphs": "calls served without, where graphs are asked for",
+}
+"""What is counted, by name."""
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    unknown = list(names)
+    if unknown:
+        hints = [hint for name in unknown if (hint := did_you_mean(name, COUNTS))]
+        raise ArgumentError(
+            f"There is no count named {', '.join(map(repr, unknown))}",
+            expected=f"one of {', '.join(COUNTS)}",
+            hint="; ".join(hints) or "see torch_piecewise.events.COUNTS",
+        )
 
 
 class CountMismatch(PiecewiseError, AssertionError):
@@ -286,12 +358,17 @@ class Counters:
     def expect(self, **deltas: int) -> Iterator[None]:
         """Check that the block changes exactly these counts by exactly these amounts.
 
+        Args:
+            deltas: by name: those of :data:`COUNTS`, and those that an event of one's own counts as.
+
         Raises:
             CountMismatch: a named count changed by another amount.
+            ArgumentError: there is no count of a name.
         """
         before = self.as_dict()
         yield
         after = self.as_dict()
+        _refuse_unknown(name for name in deltas if name not in COUNTS and name not in after)
         wrong = [
             f"{name}: expected +{delta}, got +{after.get(name, 0) - before.get(name, 0)}"
             for name, delta in deltas.items()

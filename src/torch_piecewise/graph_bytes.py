@@ -74,6 +74,11 @@ _NAMED_IN_TYPES = {
 }
 
 
+def _code(bare: bytes, constants: tuple[Any, ...]) -> types.CodeType:
+    made: types.CodeType = marshal.loads(bare)
+    return made.replace(co_consts=constants)
+
+
 def _type_named(name: str) -> type:
     named: type = getattr(types, name)
     return named
@@ -86,7 +91,8 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, GraphModule):
             return _rebuilt, _parts_of(value)
         if isinstance(value, types.CodeType):
-            return marshal.loads, (marshal.dumps(value),)
+            # A trace's code has constants that marshal does not know: dtypes, devices, classes.
+            return _code, (marshal.dumps(value.replace(co_consts=())), value.co_consts)
         if isinstance(value, type) and value in _NAMED_IN_TYPES:
             return _type_named, (_NAMED_IN_TYPES[value],)
         if (name := _op_reference(value)) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError, GuardError
 
@@ -12,19 +14,36 @@ RECOMPILE_LIMIT = 16
 """Traces of one callable; more of them means that a call's identity changes with every call."""
 
 
-def refusal(config: Config, reason: str, traces: int) -> GuardError | None:
+@dataclass(frozen=True)
+class Mismatch:
+    """Why a call is not one that an entry was traced for.
+
+    Attributes:
+        got: what the call has; where ``expected`` is None it says both.
+        expected: the condition of the trace.
+    """
+
+    got: str
+    expected: str | None = None
+
+    def __str__(self) -> str:
+        return self.got if self.expected is None else f"{self.expected}, got {self.got}"
+
+
+def refusal(config: Config, reason: Mismatch, traces: int) -> GuardError | None:
     """The error for a call that none of ``traces`` serves because of ``reason``; None: trace it again."""
     if config.on_guard_failure == "error":
         return GuardError(
             "This call is not one the model was traced for",
-            got=reason,
+            expected=reason.expected,
+            got=reason.got,
             hint="call it as it was first called, or set on_guard_failure='recompile'",
         )
     if traces >= RECOMPILE_LIMIT:
         return GuardError(
             f"The model was traced {RECOMPILE_LIMIT} times and the next call differs again",
             expected="calls that few traces serve",
-            got=reason,
+            got=str(reason),
             hint="declare what changes in dynamic_arg_dims, or pass it as a tensor",
         )
     return None

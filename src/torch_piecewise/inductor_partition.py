@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch_piecewise.config import Config
-from torch_piecewise.cut_policy import DEFAULT_SPLITTING_OPS, CutPolicy
+from torch_piecewise.cut_policy_resolve import DEFAULT_SPLITTING_OPS, resolve
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.splitting_ops import SplittingOp
 from torch_piecewise.torch_private.ops import find_op
@@ -46,7 +46,9 @@ def partition_ops(splitting_ops: Sequence[str | type | Callable[..., Any]] | Non
     """
     if splitting_ops is None:
         return tuple(name for name in DEFAULT_SPLITTING_OPS if name.startswith("aten::"))
-    CutPolicy.of(splitting_ops)  # refuses a name that does not exist
+    for entry in splitting_ops:
+        if isinstance(entry, str):
+            resolve(entry)  # refuses a name that does not exist
     names = tuple(_name(entry) for entry in splitting_ops)
     return (*names, *(twin for name in names if (twin := _written_in_place(name))))
 

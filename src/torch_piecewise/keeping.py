@@ -20,6 +20,7 @@ from torch_piecewise.cache_key import (
     CpuRequirement,
     Ingredient,
     Key,
+    Nearest,
     architecture_ingredient,
     compiler_ingredient,
     device_ingredient,
@@ -120,10 +121,12 @@ class Keeper:
         for number in range(MOST):
             found = self._store.store.get(self._digest(number))
             if isinstance(found, Miss):
-                if number == 0:
-                    self._missed(
-                        self.why() if not found.reason or found.cause.value == "absent" else found.reason
-                    )
+                if number == 0 and (not found.reason or found.cause.value == "absent"):
+                    close = self._nearest()
+                    is_news = close is not None and not _is_another_product(close)
+                    self._missed(explain_miss(self.callee.label, close), is_news=is_news)
+                elif number == 0:
+                    self._missed(found.reason)
                 return
             reason = self._stale(found.value)
             loaded = self._read(found.value) if reason is None else Miss(reason)
@@ -143,8 +146,11 @@ class Keeper:
 
     def why(self) -> str:
         """One line: the nearest kept program and what differs."""
+        return explain_miss(self.callee.label, self._nearest())
+
+    def _nearest(self) -> Nearest[Any] | None:
         programs = [entry for entry in self._store.store.entries() if entry.meta.get("kind") == KIND]
-        return explain_miss(self.callee.label, nearest(self._numbered(0), programs))
+        return nearest(self._numbered(0), programs)
 
     def turn(self) -> Any:
         """Be the only one on this root that traces and compiles this callable (a context manager)."""
@@ -200,10 +206,10 @@ class Keeper:
     def _digest(self, number: int) -> str:
         return self._numbered(number).digest()
 
-    def _missed(self, reason: str) -> None:
+    def _missed(self, reason: str, *, is_news: bool = True) -> None:
         # Worth a warning where something is kept and does not serve; an empty store is no news.
         self._last_reason = reason
-        level = logging.INFO if reason.endswith("nothing of the kind yet") else logging.WARNING
+        level = logging.WARNING if is_news else logging.INFO
         if reason not in self._told:  # who waited for a turn looks again
             self._told.add(reason)
             logger.log(level, "%s", reason)
@@ -258,6 +264,11 @@ class Keeper:
             facts=record.facts,
         )
         return Entry(record.convention, shape, program)
+
+
+def _is_another_product(found: Nearest[Any]) -> bool:
+    """Whether nobody expected it to serve: another compiler's, as of a model compiled before it is baked."""
+    return any(one.path == "compiler.name" for one in found.differences)
 
 
 def _rank() -> tuple[int, int]:

@@ -3,53 +3,42 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch.fx import GraphModule
 
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.artifact_store import ArtifactStore, artifact_ingredients
+from torch_piecewise.artifact_store import artifact_ingredients
 from torch_piecewise.background import Background
 from torch_piecewise.cache_key import Key
 from torch_piecewise.compilers import Compiler, make_compiler
 from torch_piecewise.compilers.base import Ambient
-from torch_piecewise.compilers.pass_records import pass_records
 from torch_piecewise.config import Config
-from torch_piecewise.errors import CompilerError
-from torch_piecewise.events import (
-    Bus,
-    Counters,
-    PieceCompiled,
-    PieceCompileStarted,
-    PieceFailed,
-    PieceLoaded,
-    StoreLookup,
-)
-from torch_piecewise.manager_errors import (
-    first_line,
-    foreign_artifact,
-    no_artifact,
-    not_a_tuple,
-    not_callable,
-    piece_error,
-)
-from torch_piecewise.manager_index import Index, IndexEntry, read_index, write_index
+from torch_piecewise.events import Bus, Counters, PieceCompileStarted
+from torch_piecewise.manager_errors import not_a_range
+from torch_piecewise.manager_index import IndexEntry
+from torch_piecewise.manager_loading import Loading
 from torch_piecewise.manager_options import bus_with, options_of
+from torch_piecewise.manager_shelf import Shelf
 from torch_piecewise.manager_store import artifacts_in, store_for
 from torch_piecewise.manager_timing import Stopwatch, Timing
 from torch_piecewise.manager_units import EVERY_SIZE, Ready, Unit
 from torch_piecewise.piece import Piece
-from torch_piecewise.pool import CompilePool, CompileTask, Outcome, default_workers
+from torch_piecewise.pool import CompilePool, CompileTask, default_workers
 from torch_piecewise.progress import Progress
 from torch_piecewise.ranges import Range
-from torch_piecewise.store import Cause, Found, Hit, Miss, OpenStore
+from torch_piecewise.store import OpenStore
+
+if TYPE_CHECKING:
+    from torch_piecewise.splitting import SplitItem
 
 __all__ = ["EVERY_SIZE", "CompilerManager", "Ready", "Unit"]
+
+PieceLike: TypeAlias = "Piece | GraphModule | SplitItem"
+"""What a manager takes for a piece: its description, its graph, or an item of a cut graph."""
 
 
 class CompilerManager:
@@ -101,10 +90,8 @@ class CompilerManager:
             self._pool = CompilePool(workers, Progress())
         else:
             self._pool = CompilePool(workers, stopped=lambda: background.is_stopped)
-        self._kept: ArtifactStore | None = None
-        self._index = Index()
-        self._misses: deque[str] = deque(maxlen=256)
-        self._eager_on_error = config.on_piece_error == "eager"
+        self._shelf = Shelf(self.bus)
+        self._loading = Loading(self.compiler, self.bus, eager_on_error=config.on_piece_error == "eager")
         self._names: dict[tuple[str, Range], str] = {}
         self._ready: dict[tuple[str, Range], Ready] = {}
         self._asked_store: set[tuple[str, Range]] = set()
@@ -126,20 +113,17 @@ class CompilerManager:
             UntrustedError: others can write to the root; names the command that mends it.
         """
         if disable_cache:
-            self._kept, self._index = None, Index()
+            self._shelf.close()
             return
         place = {} if cache_dir is None else {"cache_dir": str(cache_dir)}
         store = store_for(self.config.replace(disable_cache=False, on_miss="compile", **place))
         assert store is not None
         self.keep_in(store, prefix)
-        if self._kept is not None:
-            found = read_index(self._kept)
-            self._index = found.value if isinstance(found, Hit) else Index()
-            self._looked_up("the index", found)
+        self._shelf.read_index()
 
     def keep_in(self, store: OpenStore, prefix: str = "") -> None:
         """As :meth:`initialize_cache`, in a store that is open already; its index is not read."""
-        self._kept = artifacts_in(store, self.compiler, self.options, prefix)
+        self._shelf.open(artifacts_in(store, self.compiler, self.options, prefix))
 
     def save_to_file(self) -> int:
         """Write the index of what this manager has ready, beside what others wrote there.
@@ -149,16 +133,13 @@ class CompilerManager:
         Returns:
             How many artifacts the index lists; 0 where nothing is kept.
         """
-        if self._kept is None:
-            return 0
         with self._lock:
             entries = [
                 IndexEntry(self._names[key], *key, self.compiler.name)
                 for key, ready in self._ready.items()
                 if ready.artifact is not None and ready.artifact.is_storable
             ]
-        self._index = write_index(self._kept, entries)
-        return len(self._index.entries)
+        return self._shelf.write_index(entries)
 
     def compute_hash(self) -> str:
         """What identifies artifacts beside piece and range: 64 hexadecimal digits, alike in every process.
@@ -174,13 +155,13 @@ class CompilerManager:
     # -- one piece
 
     def load(
-        self, piece: Piece | GraphModule, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
+        self, piece: PieceLike, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
     ) -> Callable[..., tuple[Any, ...]] | None:
         """The compiled piece, if there is one: from memory, else from the store.
 
         Args:
-            piece: a graph that carries example values (or gets them from ``example_inputs``), such as
-                ``SplitItem.graph``; or its description.
+            piece: an item of ``tp.split_graph``, or any graph that carries example values (or gets them from
+                ``example_inputs``); or its description.
             range: sizes of the graph's dynamic dim (the first symbol in its inputs' sizes) to serve; the
                 default serves every size. Ignored for a graph without one.
             example_inputs: used where the graph carries no example values.
@@ -192,6 +173,7 @@ class CompilerManager:
 
         Raises:
             CompileError: ``piece`` is no graph, or one that is not compiled.
+            ArgumentError: ``range`` is no :class:`~torch_piecewise.Range`.
         """
         unit = self._unit(piece, range, example_inputs)
         with self._lock:
@@ -201,7 +183,7 @@ class CompilerManager:
                 return self._ready[unit.key].run if self._take_kept(unit) else None
 
     def compile(
-        self, piece: Piece | GraphModule, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
+        self, piece: PieceLike, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
     ) -> Callable[..., tuple[Any, ...]]:
         """The compiled piece: what :meth:`load` finds, else compiled now and kept.
 
@@ -215,12 +197,13 @@ class CompilerManager:
             PieceCompileError: it failed; names piece, range, op and source line.
             CompilerError: the compiler broke its protocol.
             CompileError: ``piece`` is no graph, or one that is not compiled.
+            ArgumentError: ``range`` is no :class:`~torch_piecewise.Range`.
         """
         unit = self._unit(piece, range, example_inputs)
         return self.prepare([unit])[unit.key].run
 
     def artifact(
-        self, piece: Piece | GraphModule, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
+        self, piece: PieceLike, range: Range = EVERY_SIZE, example_inputs: Sequence[Any] = ()
     ) -> Artifact | None:
         """What the compiled piece was loaded from; ``saved_artifacts.save_artifact`` writes it to a file.
 
@@ -252,12 +235,15 @@ class CompilerManager:
     @property
     def index(self) -> tuple[IndexEntry, ...]:
         """What the index of the root listed when it was last read or written; nothing is loaded for it."""
-        return self._index.entries
+        return self._shelf.index.entries
 
     @property
     def misses(self) -> tuple[str, ...]:
-        """Why look-ups in the store found nothing, oldest first; the last 256."""
-        return tuple(self._misses)
+        """Why look-ups found nothing, each reason once, oldest first; the last 256.
+
+        Also where nothing is looked up: what was asked for, and why not (``disable_cache``).
+        """
+        return self._shelf.misses
 
     # -- many at once
 
@@ -290,21 +276,17 @@ class CompilerManager:
             if absent:
                 self._make(absent)
 
-    def _unit(self, piece: Piece | GraphModule, range: Range, example_inputs: Sequence[Any]) -> Unit:
+    def _unit(self, piece: PieceLike, range: Range, example_inputs: Sequence[Any]) -> Unit:
         # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
         from torch_piecewise.manager_pieces import identity, piece_of
 
+        if not isinstance(range, Range):
+            raise not_a_range(range)
         described = piece_of(piece, example_inputs)
         serves = range if described.dispatch is not None else EVERY_SIZE
         unit = Unit(identity(described), described.name, serves, lambda _name: described)
         self._names.setdefault(unit.key, unit.name)
         return unit
-
-    def _looked_up(self, what: str, found: Found[Any]) -> None:
-        reason = found.reason if isinstance(found, Miss) else ""
-        if reason:
-            self._misses.append(f"{what}: {reason}")
-        self.bus.emit(StoreLookup(what=what, hit=not reason, reason=reason))
 
     def kept(self, units: Iterable[Unit]) -> Mapping[tuple[str, Range], Ready]:
         """Those of ``units`` that are ready, or that the store has; nothing is compiled, nobody waits.
@@ -324,110 +306,31 @@ class CompilerManager:
         """What is ready by now, by fingerprint and range."""
         return self._ready.copy()
 
-    def _take_kept(self, unit: Unit) -> bool:
-        """Load ``unit`` from the store; whether it was there and could be loaded."""
-        if self._kept is None or unit.is_unnamed:
+    def _take_kept(self, unit: Unit, *, again: bool = False) -> bool:
+        """Load ``unit`` from the store, ``again`` where it was not there just now; whether it could be."""
+        found = self._shelf.find(unit, again=again)
+        if found is None:
             return False
-        found = self._kept.find(unit.fingerprint, unit.range)
-        if isinstance(found, Hit):
-            try:
-                self._ready[unit.key] = self._load(unit, found.value, "store")
-            except Exception as error:  # noqa: BLE001 - whatever a foreign machine's artifact does on loading
-                found = Miss(f"it does not load here: {error!r}")
-        if isinstance(found, Miss) and found.cause is Cause.ABSENT and self._index.entries:
-            found = Miss(self._index.why_not(*unit.key), found.cause)
-        self._looked_up(f"{unit.name} {unit.range}", found)
-        return isinstance(found, Hit)
+        try:
+            ready = self._loading.loaded(unit, found, "store")
+        except Exception as error:  # noqa: BLE001 - whatever a foreign machine's artifact does on loading
+            self._shelf.refused(unit, error)
+            return False
+        self._ready[unit.key] = ready
+        self._shelf.served(unit)
+        return True
 
     def _make(self, units: list[Unit]) -> None:
         """Compile ``units``, each in its turn among everybody who shares the store."""
-        turns = self._kept.flights([unit.key for unit in units]) if self._kept is not None else nullcontext()
-        with turns:
+        with self._shelf.turns(units):
             # Another process may have made some while this one waited for its turn.
-            absent = units if self._kept is None else [unit for unit in units if not self._take_kept(unit)]
+            absent = [unit for unit in units if not self._take_kept(unit, again=True)]
             for unit in absent:
                 self.bus.emit(
                     PieceCompileStarted(piece=unit.name, range=unit.range, compiler=self.compiler.name)
                 )
             tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
-            made = list(zip(absent, self._pool.run(tasks), strict=True))
-            for unit, outcome in made:
-                self._ready[unit.key] = self._finish(unit, outcome)
-
-    def _finish(self, unit: Unit, outcome: Outcome) -> Ready:
-        result, seconds, ended = outcome
-        if isinstance(result, BaseException):
-            return self._failed(unit, result)
-        if not isinstance(result, Artifact):
-            raise no_artifact(unit, self.compiler.name, result)
-        for record in pass_records(result.meta, unit.name, unit.range):
-            self.bus.emit(record)
-        self.bus.emit(
-            PieceCompiled(
-                piece=unit.name,
-                range=unit.range,
-                compiler=self.compiler.name,
-                seconds=seconds,
-                fingerprint=unit.fingerprint,
-                at=ended,
-            )
-        )
-        ready = self._load(unit, result, "compiled")
-        if self._kept is not None and not unit.is_unnamed:
-            self._kept.keep(unit.fingerprint, result)
-        return ready
-
-    def _load(self, unit: Unit, artifact: Artifact, source: str) -> Ready:
-        if artifact.compiler != self.compiler.name:
-            raise foreign_artifact(unit, self.compiler.name, artifact)
-        start = time.monotonic()
-        run = self.compiler.load(artifact)
-        if not callable(run):
-            raise not_callable(unit, self.compiler.name, run)
-        if not is_own(self.compiler):
-            run = returning_tuples(run, unit.name, self.compiler.name)
-        self.bus.emit(
-            PieceLoaded(
-                piece=unit.name,
-                range=unit.range,
-                compiler=self.compiler.name,
-                source=source,
-                seconds=time.monotonic() - start,
-                fingerprint=unit.fingerprint,
-            )
-        )
-        return Ready(run, artifact)
-
-    def _failed(self, unit: Unit, error: BaseException) -> Ready:
-        if not isinstance(error, Exception):
-            raise error
-        self.bus.emit(
-            PieceFailed(
-                piece=unit.name,
-                range=unit.range,
-                reason=first_line(error),
-                fingerprint=unit.fingerprint,
-            )
-        )
-        if self._eager_on_error:
-            return Ready(unit.piece.graph.forward, None)
-        if isinstance(error, CompilerError):
-            raise error
-        raise piece_error(unit, self.compiler.name, error) from error
-
-
-def is_own(compiler: Compiler) -> bool:
-    """Whether the compiler is one of this library, whose pieces need no looking after."""
-    return type(compiler).__module__.startswith("torch_piecewise.compilers.")
-
-
-def returning_tuples(run: Callable[..., Any], piece: str, compiler: str) -> Callable[..., Any]:
-    """``run``, checked to return its outputs: a tensor alone would be taken apart row by row."""
-
-    def checked(*inputs: Any) -> Any:
-        result = run(*inputs)
-        if not isinstance(result, tuple | list):
-            raise not_a_tuple(piece, compiler, result)
-        return result
-
-    return checked
+            for unit, outcome in zip(absent, self._pool.run(tasks), strict=True):
+                ready = self._ready[unit.key] = self._loading.made(unit, outcome)
+                if ready.artifact is not None:
+                    self._shelf.keep(unit, ready.artifact)

@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.errors import CompilerError, PassError, PieceCompileError, PiecewiseError
+from torch_piecewise.errors import ArgumentError, CompilerError, PassError, PieceCompileError, PiecewiseError
 from torch_piecewise.manager_units import Unit
+
+
+def not_a_range(given: object) -> ArgumentError:
+    """Sizes were given as something else than a range, such as a pair."""
+    match given:
+        case (int(start), int(end)):
+            hint = f"write tp.Range({start}, {end})"
+        case int(size):
+            hint = f"write tp.Range({size}, {size})"
+        case _:
+            hint = "write tp.Range(1, 64), or leave it out to serve every size"
+    return ArgumentError(
+        "The sizes to compile for are not given as a Range",
+        expected="torch_piecewise.Range",
+        got=f"{given!r} ({type(given).__name__})",
+        hint=hint,
+    )
 
 
 def no_artifact(unit: Unit, compiler: str, result: object) -> CompilerError:
@@ -56,14 +73,13 @@ def piece_error(unit: Unit, compiler: str, error: Exception) -> PieceCompileErro
             f"{what}: {broken.what}", expected=broken.expected, got=broken.got, hint=broken.hint
         )
     # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
-    from torch_piecewise.torch_private.nodes import source_line
+    from torch_piecewise.torch_private.blame import blamed
 
-    operation, line = source_line(error, unit.piece.graph)
     return PieceCompileError(
         what,
         expected="a piece that the compiler accepts",
         got=f"{type(error).__name__}: {first_line(error)}",
-        hint=f"the failing op is {operation}, from {line}; on_piece_error='eager' runs this piece uncompiled",
+        hint=f"{blamed(error, unit.piece.graph)}; on_piece_error='eager' runs this piece uncompiled",
     )
 
 

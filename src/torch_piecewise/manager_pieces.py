@@ -16,16 +16,19 @@ from torch.fx import Graph, GraphModule
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, FingerprintError
 from torch_piecewise.fingerprint import fingerprint
-from torch_piecewise.manager_units import UNNAMED
+from torch_piecewise.manager_units import BY_HAND, UNNAMED
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.splitting import SplitItem
 from torch_piecewise.torch_private.nodes import ensure_example_values, placeholder_facts
 from torch_piecewise.torch_private.shapes import dim_text
 
+_NAMELESS = ("GraphModule", "Module")
+"""Classes of traced graphs that nobody named; a piece's graph has the piece's name for one."""
+
 logger = logging.getLogger("torch_piecewise")
 
 
-def piece_of(graph: GraphModule | Piece, example_inputs: Sequence[Any]) -> Piece:
+def piece_of(graph: GraphModule | Piece | SplitItem, example_inputs: Sequence[Any]) -> Piece:
     """The description of a graph; ranges are about the first symbol in the sizes of its tensor inputs.
 
     Args:
@@ -36,18 +39,23 @@ def piece_of(graph: GraphModule | Piece, example_inputs: Sequence[Any]) -> Piece
     """
     if isinstance(graph, Piece):
         return graph
+    name = BY_HAND
+    if isinstance(graph, SplitItem):
+        name, graph = graph.submod_name, graph.graph
     if not isinstance(graph, GraphModule):
         raise CompileError(
             "This is not a piece",
-            expected="a torch.fx.GraphModule, or a Piece",
+            expected="an item of tp.split_graph, or a torch.fx.GraphModule",
             got=f"{graph!r} ({type(graph).__name__})",
-            hint="give SplitItem.graph of an item that tp.split_graph returned",
+            hint="give an item that tp.split_graph(graph, splitting_ops)[1] holds",
         )
+    if name == BY_HAND and type(graph).__name__ not in _NAMELESS:
+        name = type(graph).__name__
     graph = _returning_a_tuple(graph)
     _check_examples(graph, example_inputs)
     ensure_example_values(graph, example_inputs)
     _sources, fakes, shape_env = placeholder_facts(graph)
-    item = SplitItem(submod_name="graph", graph_id=0, is_splitting_graph=False, graph=graph)
+    item = SplitItem(submod_name=name, graph_id=0, is_splitting_graph=False, graph=graph)
     (described,) = describe_pieces([item], shape_env, (), _first_symbol(fakes))
     if isinstance(described, EagerPiece):
         raise CompileError(

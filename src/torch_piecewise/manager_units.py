@@ -17,6 +17,10 @@ UNNAMED = "unnamed"
 """How the fingerprint of a piece without a stable identity begins."""
 
 
+BY_HAND = "graph"
+"""How a graph is called that has no name of its own."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """What is compiled once: a distinct piece for one range.
@@ -36,6 +40,12 @@ class Unit:
     @property
     def key(self) -> tuple[str, Range]:
         return self.fingerprint, self.range
+
+    @property
+    def label(self) -> str:
+        """How messages call it; of graphs without names, which one it is."""
+        name = f"{self.name} {self.fingerprint[:8]}" if self.name == BY_HAND else self.name
+        return f"{name} {self.range}"
 
     @property
     def is_unnamed(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.piece import TensorSpec
+from torch_piecewise.torch_private.layouts import layout_check
 from torch_piecewise.torch_private.modules import hook_tables
 
 
@@ -66,16 +67,25 @@ class State:
 
     def accept(self, tensors: Sequence[torch.Tensor]) -> None:
         """Remember ``tensors`` as the ones that were checked."""
-        self.known = (tuple(tensors), list(map(torch.Tensor.data_ptr, tensors)))
+        self._known = tuple(tensors)
+        self._pointers = list(map(torch.Tensor.data_ptr, tensors))
+        self._layout_unchanged = layout_check(tensors)
 
     def is_known(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether ``tensors`` are the ones checked before, with their storages (``.data`` not swapped)."""
-        known, pointers = self.known
-        return all(map(is_, tensors, known)) and list(map(torch.Tensor.data_ptr, tensors)) == pointers
+        """Whether ``tensors`` are the ones checked before, not swapped or reshaped in place."""
+        return self._in_same_memory(tensors) and self._layout_unchanged(*tensors)
+
+    def _in_same_memory(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether they are the same objects with the same storages (``.data`` not swapped)."""
+        return (
+            all(map(is_, tensors, self._known))
+            and list(map(torch.Tensor.data_ptr, tensors)) == self._pointers
+        )
 
     def difference(self, tensors: Sequence[torch.Tensor]) -> str | None:
         """What no longer fits, for people; None, and ``tensors`` accepted, where everything does."""
-        self.on_other_memory()
+        if not self._in_same_memory(tensors):
+            self.on_other_memory()
         for entry, tensor in zip(self.inputs, tensors, strict=True):
             wrong = _tensor_difference(tensor, entry.spec)
             if wrong is not None:

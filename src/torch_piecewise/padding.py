@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from torch_piecewise.cut_policy import target_names
+from torch_piecewise.cut_policy_names import target_names
 from torch_piecewise.torch_private.nodes import example_value, user_line
 from torch_piecewise.torch_private.shapes import dim_text
 

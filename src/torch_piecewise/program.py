@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from torch_piecewise.artifact import Artifact, guard_name
+from torch_piecewise.compilers.base import Knowing
 from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_call, partitioned_call
 from torch_piecewise.dispatch import SizeTable, serving_range
 from torch_piecewise.errors import ConfigError, GuardError
@@ -182,6 +184,7 @@ class Program:
             self._lines[LineKind.CAPTURED] = facts.line.replaced(body_of)
         self._runners: dict[tuple[Range, LineKind], Runner] = {}
         self._eager: set[tuple[str, Range]] = set()
+        self._compared: frozenset[int] = frozenset()
         self._lock = threading.RLock()
         self._around: Callable[[SizeKey, Runner], Runner] = lambda _key, runner: runner
         self.table: SizeTable[SizeKey, Runner] = SizeTable(
@@ -207,6 +210,11 @@ class Program:
 
     def _settled(self) -> None:
         self._on_change()
+
+    def rely_on(self, inputs: AbstractSet[int]) -> None:
+        """Let pieces take the layout of these inputs (positions) for granted: each call compares it."""
+        self._compared = frozenset(inputs)
+        self.look_again()
 
     any_size = ANY_SIZE
 
@@ -347,19 +355,23 @@ class Program:
         found: dict[str, Callable[..., Any]] = {}
         for name in self.stitched.pieces:
             one = ready.get(name)
-            found[name] = self.pieces.graph(name).forward if eager or one is None else one.run
+            found[name] = self.pieces.graph(name).forward if eager or one is None else self._run_of(name, one)
         return found
+
+    def _run_of(self, name: str, ready: Ready) -> Callable[..., Any]:
+        taken = self.stitched.inputs[name].items()
+        compared = frozenset(at for at, argument in taken if argument in self._compared)
+        return ready.run.knowing(compared) if isinstance(ready.run, Knowing) else ready.run
 
     def rejection(self, relation: Relation, key: SizeKey) -> GuardError | ConfigError:
         """What a call of these sizes is told, that violates ``relation``."""
         names = self.sizes.names
-        text = readable(relation.text, names)
         got = [f"{readable(symbol, names)}={value}" for symbol, value in self.values_of(key).items()]
         if relation.promised_by:
-            return limit_error(", ".join(got), text)
+            return limit_error(", ".join(got), readable(relation.text, names))
         return GuardError(
             "The sizes of this call are outside what the program was traced for",
-            expected=f"{text}{f' (asked by {relation.where})' if relation.where else ''}",
+            expected=relation.shown(names),
             got=", ".join(got),
             hint="on_guard_failure='recompile' traces again for such sizes",
         )

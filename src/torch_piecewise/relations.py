@@ -19,7 +19,7 @@ class Relation:
 
     Attributes:
         text: an expression over symbol names, as sympy prints it: ``"Eq(s0, 2*s1)"``, ``"s0 >= 3"``.
-        where: the user's line that asked, ``code  # file:line in function``, or empty.
+        where: the user's line that asked, ``file:line (code)``, or empty.
         assumed: whether torch took it for granted of a dynamic size, and no code of the model asked.
         promised_by: the setting whose promise it is, so that a violation is an error always; empty for what
             the trace relied on.
@@ -29,6 +29,11 @@ class Relation:
     where: str = ""
     assumed: bool = False
     promised_by: str = ""
+
+    def shown(self, sources: Mapping[str, str]) -> str:
+        """The condition and who asked for it, for people; ``sources`` as for :func:`readable`."""
+        asked = f" (asked by {self.where})" if self.where else ""
+        return readable(self.text, sources) + asked
 
     @cached_property
     def symbols(self) -> frozenset[str]:

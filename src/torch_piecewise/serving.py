@@ -80,6 +80,7 @@ class Serving:
         self._ready_programs = 0
         self._tracer: Tracer | None = None
         self._keeper: Keeper | None = None
+        self._why_not_kept = "there is no store"
         self._managers: Managers | None = None
         self._traces_later = False
         self._kept = 0
@@ -144,7 +145,7 @@ class Serving:
         if result is MISS:
             raise GuardError(
                 "A fresh trace does not accept the very call it was made from",
-                got=self.entries[0].why_not(*args, **kwargs),
+                got=str(self.entries[0].why_not(*args, **kwargs)),
                 hint="please report this with the model; tp.program_of(model).restore() runs it uncompiled",
             )
         return result
@@ -157,7 +158,10 @@ class Serving:
         """Find the store and what in it could be this callable's."""
         store = store_for(self._config)
         self._managers = Managers(self._config, self._bus, store, self.background)
-        if store is None or not getattr(self._managers.compiler, "keeps_artifacts", False):
+        if store is None:
+            return
+        if not getattr(self._managers.compiler, "keeps_artifacts", False):
+            self._why_not_kept = f"what backend {self._managers.compiler.name!r} makes cannot be kept"
             return
         callee = Callee(self.subject.plain, self.subject.owner, self._tag.name, self._tag.is_encoder)
         if self._config.guards == "full":
@@ -170,6 +174,7 @@ class Serving:
         try:
             self._keeper = Keeper(store, callee, self._config, self._managers.compiler, self._bus)
         except FingerprintError as error:
+            self._why_not_kept = str(error)
             logger.warning("nothing of %s is kept: %s", callee.label, error)
 
     def _from_store(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, everything: bool) -> Any:
@@ -204,6 +209,7 @@ class Serving:
         inspection.add("ingredients.json", self._keeper.ingredients())
 
     def _add(self, entry: Entry) -> None:
+        entry.program.rely_on(entry.compared)
         if self._static is not None:
             entry.state.on_other_memory = self._static.serve(
                 entry.program, entry.watched if self._config.guards != "none" else frozenset()
@@ -218,8 +224,10 @@ class Serving:
             raise MissError(
                 "on_miss='error' and the store has no program for this call",
                 expected="a program kept by an earlier start",
-                got=self._keeper.why_missed() if self._keeper is not None else "nothing of it can be kept",
-                hint="run once with on_miss='compile' on the same root",
+                got=self._keeper.why_missed() if self._keeper is not None else self._why_not_kept,
+                hint="run once with on_miss='compile' on the same root"
+                if self._keeper is not None
+                else "mend that first: no start of it is kept",
             )
         if self._config.on_miss == "eager":
             return _UNCOMPILED
@@ -268,7 +276,10 @@ class Serving:
                 return result
             traced = trace(args, kwargs)
             traced.inspection.add("ingredients.json", self._keeper.ingredients())
-            companions = {**traced.companions, **self._observed.companions(self.subject.label, traced.entry)}
+            companions = {
+                **traced.companions(),
+                **self._observed.companions(self.subject.label, traced.entry),
+            }
             self._keeper.keep(traced.entry, traced.sources, companions, before)
             self._kept += 1
             self._add(traced.entry)
@@ -302,7 +313,7 @@ class Serving:
         if error is not None:
             raise error
         logger.info("tracing again: %s", reason)
-        self._bus.emit(Recompiled(reason=reason))
+        self._bus.emit(Recompiled(reason=str(reason)))
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         start = time.monotonic()

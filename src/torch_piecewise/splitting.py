@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from torch_piecewise.regions import OpenRegions
 from torch_piecewise.torch_private.nodes import example_value, graph_module
 from torch_piecewise.torch_private.ops import op_base_name
 from torch_piecewise.torch_private.shapes import dim_text, symbol_names
+
+logger = logging.getLogger("torch_piecewise")
 
 _ALLOCATIONS = frozenset(
     (
@@ -84,9 +87,12 @@ def split_graph(
         The module that calls the pieces, and the pieces by id.
 
     Raises:
-        SplitError: a splitting op does not exist.
+        SplitError: a splitting op does not exist, or a predicate failed. One that exists and never occurs
+            is a warning in the log.
     """
     plan = plan_split(graph, CutPolicy.of(splitting_ops))
+    for warning in plan.warnings:
+        logger.warning("%s", warning)
     return plan.module, list(plan.items)
 
 
@@ -304,6 +310,8 @@ class _Builder:
         for node in nodes:
             for operand in node.all_input_nodes:
                 copied(operand)  # constants first: they must stand before their use
+            if node.op == "call_module":
+                _share_attribute(self.source, root, str(node.target))
             copies[node] = copy_node(graph, node, copied)
             # These name symbols of the trace; who traces the piece again makes symbols of its own.
             copies[node].meta.pop("unbacked_bindings", None)

@@ -22,6 +22,7 @@ from torch_piecewise.splitting_ops_definition import (
     checked_name,
     first_line,
     quoted,
+    with_fake,
 )
 from torch_piecewise.torch_private.splitting_ops import OpOverload, OpOverloadPacket
 
@@ -72,6 +73,20 @@ class SplittingOp(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<splitting op {self.name}>"
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """Say what the op returns for tensors without data, as ``splitting_op(fake=...)`` does.
+
+        Also a decorator. Programs compiled before keep what they were told.
+
+        Args:
+            fake: same parameters as the function; makes empty outputs of the right sizes.
+
+        Raises:
+            SplitError: it does not take the op's arguments.
+        """
+        self._definition = with_fake(self._definition, fake)
+        return fake
 
     def register_autograd(
         self, backward: Callable[..., Any], *, setup_context: Callable[..., Any] | None = None
@@ -168,7 +183,8 @@ def splitting_op(
         name: ``"namespace::name"``, unique in the process.
         mutates_args: names of the tensor arguments that the function writes to.
         fake: same parameters as the function; makes empty outputs of the right sizes. None is right for
-            an op that returns nothing.
+            an op that returns nothing; for another the function itself then runs on tensors without data
+            while a model is traced, so it may do nothing but torch operations on its arguments.
         device_types: the devices the body serves (``"cpu"``, ``("cpu", "cuda")``); None for all.
         schema: the op's schema, ``"(Tensor x, Tensor(a!) out) -> ()"``; None takes it from the
             annotations and ``mutates_args``.

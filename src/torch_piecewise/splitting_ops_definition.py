@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
 import torch
 
 from torch_piecewise.errors import SplitError
+from torch_piecewise.splitting_ops_signature import (
+    check_signature,
+    checked_body,
+    checked_written,
+    unsupported_type,
+)
 from torch_piecewise.torch_private.splitting_ops import OpSchema, read_schema
 
 _NAME = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*")
@@ -49,14 +57,26 @@ def checked_name(name: object) -> str:
             "splitting_op was used without a name",
             expected='@splitting_op("namespace::name", mutates_args=(...))',
             got=f"splitting_op({name!r})",
+            hint="call it with the name first, and decorate the function with what it returns",
         )
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or any(map(keyword.iskeyword, name.split("::"))):
         raise SplitError(
             f"{name!r} cannot be the name of an op",
-            expected="namespace::name, each a Python identifier",
+            expected="namespace::name, each a Python identifier and no keyword",
             got=repr(name),
+            hint="choose a namespace of your own: 'mylib::attention'",
         )
     return name
+
+
+def with_fake(definition: Definition, fake: Callable[..., Any]) -> Definition:
+    """``definition`` with another fake.
+
+    Raises:
+        SplitError: the fake does not take the op's arguments.
+    """
+    checked = _checked_fake(definition.name, definition.body, fake, definition.schema)
+    return replace(definition, fake=checked)
 
 
 def checked_definition(
@@ -75,28 +95,12 @@ def checked_definition(
     Raises:
         SplitError: something is wrong.
     """
-    if not isinstance(body, FunctionType):
-        raise SplitError(
-            f"{name} was given something that is not a Python function",
-            expected="a function made with def",
-            got=f"{body!r}",
-        )
-    written = _written(name, mutates_args)
-    facts = _read(name, schema if schema is not None else _infer(name, body, written))
+    function = checked_body(name, body)
+    written = checked_written(name, mutates_args)
+    facts = _read(name, schema if schema is not None else _infer(name, function, written))
     _check_schema(name, body, written, facts)
     devices = _checked_devices(name, device_types)
     return Definition(name, body, _checked_fake(name, body, fake, facts), facts, devices)
-
-
-def _written(name: str, mutates_args: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(mutates_args, str):
-        raise SplitError(
-            f"{name}: mutates_args is one string",
-            expected="a tuple or list of argument names",
-            got=repr(mutates_args),
-            hint=f"write mutates_args=({mutates_args!r},)",
-        )
-    return tuple(mutates_args)
 
 
 def _checked_devices(name: str, device_types: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -113,17 +117,12 @@ def _checked_devices(name: str, device_types: str | Sequence[str] | None) -> tup
     return devices
 
 
-def _infer(name: str, body: Callable[..., Any], written: tuple[str, ...]) -> str:
+def _infer(name: str, body: FunctionType, written: tuple[str, ...]) -> str:
+    check_signature(name, body, written)
     try:
         return torch.library.infer_schema(body, mutates_args=written)
     except ValueError as error:
-        raise SplitError(
-            f"{name}: no schema can be made from the signature of {body.__qualname__}",
-            expected="annotations that torch knows (Tensor, int, float, bool, str, lists and optionals of "
-            "them), and mutates_args that names parameters",
-            got=str(error),
-            hint="mend the annotations, or give schema='(Tensor x, ...) -> ...'",
-        ) from error
+        raise unsupported_type(name, body, error) from error
 
 
 def _read(name: str, schema: str) -> OpSchema:
@@ -171,13 +170,14 @@ def _checked_fake(
     name: str, body: Callable[..., Any], fake: Callable[..., Any] | None, facts: OpSchema
 ) -> Callable[..., Any]:
     if fake is None:
-        if facts.returns:
-            raise SplitError(
-                f"{name} returns something and has no fake",
-                expected="a function that makes empty outputs of the right sizes",
-                hint="give one: fake=lambda q, k, v: torch.empty_like(q)",
-            )
-        return _nothing
+        return _by_body(name, body) if facts.returns else _nothing
+    if not callable(fake):
+        raise SplitError(
+            f"{name}: its fake is nothing that can be called",
+            expected="a function that makes empty outputs of the right sizes",
+            got=f"{fake!r} ({type(fake).__name__})",
+            hint="leave fake out, or give one: fake=lambda q, k, v: torch.empty_like(q)",
+        )
     try:
         signature = inspect.signature(fake)
     except ValueError:
@@ -192,6 +192,24 @@ def _checked_fake(
             expected=_listed(facts.arguments),
             got=f"{signature}: {error}",
         ) from error
+    return fake
+
+
+def _by_body(name: str, body: Callable[..., Any]) -> Callable[..., Any]:
+    """The body as its own fake: torch operations alone know the sizes of their results."""
+
+    @functools.wraps(body)
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return body(*args, **kwargs)
+        except Exception as error:
+            raise SplitError(
+                f"{name} has no fake, and its body cannot run on tensors without data",
+                expected="a body of torch operations on its arguments alone, or a fake",
+                got=f"{type(error).__name__}: {first_line(error)}",
+                hint="say what it returns: fake=lambda q, k, v: torch.empty_like(q)",
+            ) from error
+
     return fake
 
 

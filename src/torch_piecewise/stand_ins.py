@@ -55,10 +55,9 @@ def stand_ins(call: CallForm, dims: Dims, small: Small, config: Config) -> dict[
             continue
         if id(value) not in copies:
             copies[id(value)] = _stand_in(value, by_dim, small)
-        unbacked = config.unbacked_dims().get(name, ())
-        for dim in by_dim:
-            position = dim % value.dim()
-            if small is Small.FIXED and value.size(dim) in (0, 1):
+        unbacked = {dim % value.dim() for dim in config.unbacked_dims().get(name, ())}
+        for position in by_dim:
+            if small is Small.FIXED and value.size(position) in (0, 1):
                 continue
             if config.dynamic_shapes == "unbacked" or position in unbacked:
                 dynamo.mark_unbacked(copies[id(value)], position)

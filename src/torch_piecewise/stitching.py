@@ -12,7 +12,7 @@ import hashlib
 import linecache
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -32,11 +32,14 @@ class Stitched:
         source: readable Python: ``def make(...)`` returns ``run``.
         pieces: names of the callables that :meth:`bind` wants.
         constants: other objects that the source refers to by name.
+        inputs: for each piece, which of the line's own arguments it takes: their positions, by position among
+            the piece's inputs.
     """
 
     source: str
     pieces: tuple[str, ...]
     constants: Mapping[str, Any] = field(repr=False)
+    inputs: Mapping[str, Mapping[int, int]] = field(repr=False)
 
     def replaced(self, body_of: Callable[[Any], Callable[..., Any] | None]) -> Stitched:
         """The same line with other objects behind some constants.
@@ -45,7 +48,7 @@ class Stitched:
             body_of: for a constant, what to call instead of it; None to keep it.
         """
         constants = {name: body_of(value) or value for name, value in self.constants.items()}
-        return Stitched(self.source, self.pieces, constants)
+        return replace(self, constants=constants)
 
     def bind(self, callables: Mapping[str, Callable[..., Any]]) -> Runner:
         """The function for one range.
@@ -86,15 +89,17 @@ class _Writer:
         self.constants: dict[str, Any] = {}
         self.constant_names: dict[tuple[str, int], str] = {}
         self.pieces: list[str] = []
+        self.arguments: dict[Node, int] = {}
+        self.inputs: dict[str, dict[int, int]] = {}
         self.lines: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []  # text, defines, reads
         self.reads: list[str] = []
 
     def write(self) -> Stitched:
-        arguments: list[str] = []
         result = "return ()"
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
-                arguments.append(self._name(node))
+                self.arguments[node] = len(self.arguments)
+                self._name(node)
             elif node.op == "output":
                 self.reads = []
                 result = f"return {self._outputs(node.args[0])}"
@@ -107,7 +112,7 @@ class _Writer:
                 self._call_piece(node)
             elif not self._is_part_of_piece(node):
                 self._statement(node, self.module)
-        return self._finish(arguments, result)
+        return self._finish(result)
 
     # -- statements
 
@@ -116,6 +121,8 @@ class _Writer:
         piece = str(node.target)
         self.pieces.append(piece)
         self.taken.add(piece)
+        taken = {at: self.arguments.get(arg) for at, arg in enumerate(node.args) if isinstance(arg, Node)}
+        self.inputs[piece] = {at: argument for at, argument in taken.items() if argument is not None}
         call = f"{piece}({', '.join(map(self._format, node.args))})"
         results = self._part_names(node)
         left = f"{', '.join(results)}{',' if len(results) == 1 else ''} = " if results else ""
@@ -265,7 +272,7 @@ class _Writer:
 
     # -- text
 
-    def _finish(self, arguments: list[str], result: str) -> Stitched:
+    def _finish(self, result: str) -> Stitched:
         last_use: dict[str, int] = {}
         for index, (_text, defines, reads) in enumerate(self.lines):
             for name in (*defines, *reads):
@@ -282,11 +289,12 @@ class _Writer:
         lines = [
             f"def make({parameters}):",
             *self.steps,
-            f"    def run({', '.join(arguments)}):",
+            f"    def run({', '.join(map(self._name, self.arguments))}):",
             *(f"        {line}" for line in (*body, result)),
             "    return run",
         ]
-        return Stitched("\n".join(lines) + "\n", tuple(dict.fromkeys(self.pieces)), self.constants)
+        pieces = tuple(dict.fromkeys(self.pieces))
+        return Stitched("\n".join(lines) + "\n", pieces, self.constants, self.inputs)
 
 
 def _tuple_text(items: Iterable[str]) -> str:

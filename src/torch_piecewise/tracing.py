@@ -13,6 +13,7 @@ from torch_piecewise.backend import Workshop
 from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
 from torch_piecewise.config import Config
+from torch_piecewise.convention import files_of_constants
 from torch_piecewise.describe import changed_inputs
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
@@ -20,6 +21,7 @@ from torch_piecewise.events import Bus, GraphCaptured
 from torch_piecewise.input_guards import convention_of
 from torch_piecewise.inspection import Inspection
 from torch_piecewise.managers import Managers
+from torch_piecewise.torch_private.dynamo import InputGuard
 from torch_piecewise.torch_private.shapes import describe_input
 from torch_piecewise.torch_private.structured_trace import under_compile_of
 
@@ -30,14 +32,18 @@ class Traced:
 
     Attributes:
         sources: files of all code that the trace ran through.
-        companions: file name -> text for people.
+        companions: writes texts for people: file name -> text.
         inspection: takes more for people.
+        guards: everything that the trace read.
+        changed: sources of the graph inputs that it changes in place.
     """
 
     entry: Entry
     sources: tuple[str, ...]
-    companions: dict[str, str]
+    companions: Callable[[], dict[str, str]]
     inspection: Inspection
+    guards: tuple[InputGuard, ...]
+    changed: tuple[str, ...]
 
 
 class Tracer:
@@ -81,7 +87,6 @@ class Tracer:
                 blocks_apart=raw.blocks_apart,
             )
         )
-        graph_text = raw.graph.print_readable(print_output=False)
         changed = [raw.sources[index] for index in changed_inputs(raw.graph)]
         label = type(self._owner).__qualname__ if self._owner is not None else raw.traced.__qualname__
         inspection = Inspection(self._config, self._bus.tag, label)
@@ -110,13 +115,15 @@ class Tracer:
         inspection.add("transformed_code.py", entry.source)
         return Traced(
             entry=entry,
-            sources=tuple(code.co_filename for code in raw.traced_code),
-            companions={
-                "computation_graph.py": graph_text,
+            sources=(*raw.files, *files_of_constants(raw.tail)),
+            companions=lambda: {
+                "computation_graph.py": raw.graph.print_readable(print_output=False),
                 "transformed_code.py": entry.source,
                 "runner.py": program.stitched.source,
             },
             inspection=inspection,
+            guards=raw.guards,
+            changed=tuple(changed),
         )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from torch_piecewise.call_form import call_form
 from torch_piecewise.config import Config
-from torch_piecewise.dynamic_dims import Dims, dynamic_dims
+from torch_piecewise.dynamic_dims import Dims, dynamic_dims, from_front
 from torch_piecewise.errors import ConfigError
 
 WHOLE_MODES = ("none", "stock_torch_compile")
@@ -85,13 +85,11 @@ class StockCompiled:
         from torch_piecewise.torch_private.dynamo import mark_maybe_dynamic, mark_unbacked
 
         values = call_form(self._function, self._named, args, kwargs).values
-        unbacked = self._config.unbacked_dims()
-        for name, by_dim in self._dims.items():
-            value = values.get(name)
-            if not isinstance(value, torch.Tensor):
-                continue
-            for dim in (dim % value.dim() for dim in by_dim if -value.dim() <= dim < value.dim()):
-                if self._config.dynamic_shapes == "unbacked" or dim in unbacked.get(name, ()):
+        for name, by_dim in from_front(self._dims, values).items():
+            value = values[name]
+            unbacked = {dim % value.dim() for dim in self._config.unbacked_dims().get(name, ())}
+            for dim in by_dim:
+                if self._config.dynamic_shapes == "unbacked" or dim in unbacked:
                     mark_unbacked(value, dim)
                 else:
                     mark_maybe_dynamic(value, dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 import re
 import types
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from torch_piecewise.input_guards import convention_of
 from torch_piecewise.torch_private.block_views import spec
 from torch_piecewise.torch_private.dynamo import RawCapture, capture_fullgraph
+from torch_piecewise.torch_private.shapes import describe_input
 
 NUMBERS = re.compile(r"builtins_dict___\d+|_\d+_c\d+")
 """What Dynamo numbers anew in each trace."""
@@ -46,7 +49,31 @@ def both(function: Callable[..., Any], *args: Any, **kwargs: Any) -> RawCapture:
     shared = trace(function, *args, share=True, **kwargs)
     plain = trace(function, *args, share=False, **kwargs)
     assert_same(shared, plain)
+    assert checks(shared, function, args, kwargs) == checks(plain, function, args, kwargs)
     return shared
+
+
+def checks(
+    raw: RawCapture, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> set[tuple[str, str]]:
+    """What is made of all that the trace read; Dynamo numbers builtins and some objects anew each time."""
+    owner = getattr(getattr(function, "forward", function), "__self__", None)
+    given = args if owner is None else (owner, *args)
+    bound = inspect.signature(raw.traced).bind(*given, **kwargs)
+    bound.apply_defaults()
+    cells = zip(raw.traced.__code__.co_freevars, raw.traced.__closure__ or (), strict=True)
+    frame = {**bound.arguments, **{name: cell.cell_contents for name, cell in cells}}
+    convention = convention_of(
+        raw,
+        raw.argument_names[0] if owner is not None else None,
+        frame,
+        [describe_input(fake) for fake in raw.fakes],
+    )
+    values = {name: value for name, value in convention.values.items() if not callable(value)}
+    return {
+        (NUMBERS.sub("numbered", check.expression), NUMBERS.sub("numbered", check.text))
+        for check in convention.checks
+    } | {(name, repr(value)) for name, value in values.items()}
 
 
 def assert_same(one: RawCapture, other: RawCapture) -> None:
@@ -56,7 +83,6 @@ def assert_same(one: RawCapture, other: RawCapture) -> None:
     for mine, theirs in zip(lines(one), lines(other), strict=True):
         assert mine == theirs
     assert memory(one) == memory(other)
-    assert reads(one) == reads(other)
     assert [str(g.expr) for g in one.shape_env.guards] == [str(g.expr) for g in other.shape_env.guards]
     assert {code.co_qualname for code in one.traced_code} == {code.co_qualname for code in other.traced_code}
     assert code_facts(one.tail) == code_facts(other.tail)
@@ -100,11 +126,6 @@ def memory(raw: RawCapture) -> list[tuple[int, ...]]:
         ]
         found.append(tuple(numbers.setdefault(key, len(numbers)) for key in keys))
     return found
-
-
-def reads(raw: RawCapture) -> set[str]:
-    """What the trace read; Dynamo numbers the builtins and some objects of each trace anew."""
-    return {NUMBERS.sub("numbered", str(guard)) for guard in raw.guards}
 
 
 def code_facts(code: types.CodeType) -> list[tuple[str, str]]:

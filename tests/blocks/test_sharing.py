@@ -233,7 +233,7 @@ def test_a_copy_that_fails_midway_leads_to_a_plain_trace(
     def fail(*_args: object) -> None:
         raise block_copies.CopyFailed("on purpose")
 
-    monkeypatch.setattr(block_copies.Copy, "_install", fail)
+    monkeypatch.setattr(block_copies.Copy, "_result", fail)
     assert both(m.Stack(m.Plain), torch.rand(6, m.WIDTH)).blocks_shared == 0
 
 
@@ -258,19 +258,19 @@ def _doors() -> tuple[object, ...]:
 
 def test_dynamo_is_as_before_after_a_trace_and_after_an_error() -> None:
     before = _doors()
-    with blocks.sharing(blocks.Blocks({})):
+    with blocks.sharing(blocks.Blocks()):
         assert all(inside is not outside for inside, outside in zip(_doors(), before, strict=True))
     assert _doors() == before
-    with pytest.raises(ZeroDivisionError), blocks.sharing(blocks.Blocks({})):
+    with pytest.raises(ZeroDivisionError), blocks.sharing(blocks.Blocks()):
         raise ZeroDivisionError
     assert _doors() == before
 
 
 def test_traces_in_other_threads_are_left_alone(no_grad: None) -> None:
     """A trace of torch's own on another thread, while the door is open here, sees nothing of it."""
-    counted = blocks.Blocks({m.Plain: m.DEPTH})
     found: list[Tensor] = []
     model, x = m.Stack(m.Plain), torch.rand(6, m.WIDTH)
+    counted = blocks.Blocks(list(model.modules()))
 
     def run() -> None:
         with torch.no_grad():
@@ -282,3 +282,37 @@ def test_traces_in_other_threads_are_left_alone(no_grad: None) -> None:
         thread.join()
     assert torch.equal(found[0], model(x))
     assert not counted.active
+
+
+def _fakes(share: bool, model: torch.nn.Module) -> dict[str, Tensor]:
+    raw = trace(model, torch.rand(6, m.WIDTH), share=share)
+    named = zip(raw.sources, raw.fakes, strict=True)
+    return {name: fake for name, fake in named if isinstance(fake, torch.nn.Parameter)}
+
+
+@pytest.mark.parametrize("odd", ["tied", "grad", "view", "marked"])
+def test_fakes_of_parameters_are_what_torch_makes_of_them(no_grad: None, odd: str) -> None:
+    model = m.Stack(m.Plain)
+    special = model.layers[3].linear
+    if odd == "tied":
+        special.weight.data = model.layers[2].linear.weight.data
+    elif odd == "grad":
+        special.weight.grad = torch.rand_like(special.weight)
+    elif odd == "view":
+        special.weight = torch.nn.Parameter(torch.rand(2, m.WIDTH, m.WIDTH)[1])
+    else:
+        special.weight.own_mark = 7
+    mine, theirs = _fakes(True, model), _fakes(False, model)
+    assert mine.keys() == theirs.keys()
+    for name, fake in mine.items():
+        other = theirs[name]
+        assert type(fake) is type(other)
+        for measure in (Tensor.size, Tensor.stride, Tensor.storage_offset):
+            assert measure(fake) == measure(other)
+        for fact in ("dtype", "device", "requires_grad", "is_leaf"):
+            assert getattr(fake, fact) == getattr(other, fact)
+        assert fake.untyped_storage().nbytes() == other.untyped_storage().nbytes()
+        assert (fake.grad is None) == (other.grad is None)
+    for fakes in (mine, theirs):
+        shared = [fake.untyped_storage()._cdata for fake in fakes.values()]
+        assert len(shared) - len(set(shared)) == (odd == "tied")

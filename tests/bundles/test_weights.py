@@ -100,6 +100,9 @@ def test_a_broken_file_is_refused_with_the_reason(
         read_safetensors(path)
     assert "is no whole safetensors file" in str(refused.value)
     assert reason in str(refused.value)
+    assert str(refused.value).endswith(
+        "save_file(model.state_dict(), path) writes one; tp.load takes a model too"
+    )
 
 
 def test_a_file_that_ends_in_its_header_is_refused(tmp_path: Path) -> None:

@@ -68,6 +68,18 @@ def test_a_compiled_model_is_found_by_its_name(root):
     assert find_entry(root, "Linear").meta["kind"] == "program"
 
 
+def test_the_root_can_be_named_behind_the_verb_too(root, opened):
+    put(opened, 1e-5)
+    for words in (["list"], ["show", "net"], ["verify"], ["prune", "--dry-run"], ["why", "net"], ["path"]):
+        ahead = CliRunner().invoke(cache, ["--root", str(root), *words]).output
+        assert CliRunner().invoke(cache, [*words, "--root", str(root)]).output == ahead
+
+
+def test_an_artifact_is_listed_with_its_piece(run, opened):
+    opened.store.put("ab" * 32, Draft([["n", 1]], {}, {"kind": "artifact", "piece": "submod_0"}))
+    assert json.loads(run("list", "--json"))[0]["name"] == "submod_0"
+
+
 def test_path_prints_the_root(run, root):
     assert run("path") == f"{root}\n"
     assert json.loads(run("path", "--json")) == {"path": str(root), "exists": False}
@@ -150,7 +162,10 @@ def test_why_names_the_ingredient_that_differs_from_the_earlier_entry(run, opene
     first = put(opened, 1e-5)
     second = put(opened, 1e-6)
     text = run("why", "net")
-    assert f"the nearest entry {first[:12]} differs in module.layers.3.eps: 1e-05 -> 1e-06" in text
+    assert text == (
+        f"program net was made because the nearest entry {first[:12]} differs in "
+        "module.layers.3.eps: 1e-05 -> 1e-06\n"
+    )
     told = json.loads(run("why", second[:10], "--json"))
     assert told["key"] == second
     assert told["nearest"] == first
@@ -161,7 +176,7 @@ def test_why_names_the_ingredient_that_differs_from_the_earlier_entry(run, opene
 
 def test_why_of_the_first_entry_says_that_nothing_was_there(run, opened):
     put(opened, 1e-5)
-    assert "nothing of the kind yet" in run("why", "net")
+    assert run("why", "net") == "program net was made because the store had nothing of the kind yet\n"
     assert json.loads(run("why", "net", "--json"))["nearest"] is None
 
 
@@ -170,6 +185,16 @@ def test_why_lists_every_difference_when_there_are_several(run, opened):
     put(opened, 1e-6, "other")
     lines = run("why", "other").splitlines()
     assert lines[2:] == ["name: net -> other", "module.layers.3.eps: 1e-05 -> 1e-06"]
+
+
+def test_why_calls_a_further_trace_by_its_name(run, root):
+    model = tp.compile(
+        torch.nn.Linear(4, 4), backend=RecordingCompiler(), dynamic_arg_dims={"input": 0}, cache_dir=root
+    )
+    with torch.no_grad():
+        model(torch.randn(3, 4))
+        model(torch.randn(3, 5, 4))
+    assert "was made for calls that the entry before it, " in run("why", "Linear")
 
 
 def test_why_tells_what_was_recorded_when_the_entry_was_made(opened, root):

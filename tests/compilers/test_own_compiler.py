@@ -49,6 +49,15 @@ def test_another_fingerprint_is_a_miss_that_names_the_compiler(
     assert "differs in compiler.fingerprint: '1' -> '2'\n" in caplog.text
 
 
+def test_what_another_compiler_kept_is_no_news_to_a_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(tmp_path, RecordingCompiler("1"))
+    caplog.clear()
+    assert start(tmp_path, RecordingCompiler("1", name="another"))["artifacts_compiled"] == 3
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+
+
 class Nameless:
     def fingerprint(self) -> str:
         return "1"

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import torch_piecewise as tp
-from examples import diffusion_blocks, sentence_embeddings, vision
+from examples import causal_lm, diffusion_blocks, sentence_embeddings, vision
 
 SETTINGS = {"backend": "eager", "disable_cache": True}
 
@@ -48,6 +48,36 @@ def test_sentence_embeddings() -> None:
 def test_the_closest_sentence_is_never_the_sentence_itself() -> None:
     embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     assert sentence_embeddings.closest(embeddings) == [1, 0, 1]
+
+
+def test_every_way_to_generate(capsys: pytest.CaptureFixture[str]) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=None,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    prompts = [torch.randint(1, 32, (length,)).tolist() for length in (5, 2, 8)]
+    assert causal_lm.compare(model, prompts, draft_layers=1, new_tokens=6, **SETTINGS) == 0
+    assert "3 pieces, 3 distinct, 2 cuts; 2 traces" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.inductor
+@pytest.mark.timeout(900)
+def test_the_real_chat_model_generates_the_same_tokens_in_every_way() -> None:
+    from torch_piecewise.demo.baselines import load_transformers
+    from torch_piecewise.demo.text import Chat
+    from torch_piecewise.demo.weights import model_folder
+
+    pytest.importorskip("gguf")
+    folder = model_folder()
+    chat = Chat.load(folder)
+    prompts = [chat.prompt(text) for text in causal_lm.PROMPTS]
+    assert causal_lm.compare(load_transformers(folder), prompts, draft_layers=10, new_tokens=24) == 0
 
 
 @pytest.mark.slow

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import builtins
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.report.browser import CHROMIUM, looked_at
 from torch_piecewise.errors import ConfigError
-from torch_piecewise.report.facts import Fold, Kind, Op, ProgramFacts, Report, Step
+from torch_piecewise.report.facts import Fold, Kind, Op, ProgramFacts, Report, Span, Step, Timed
 
 pytest.importorskip("jinja2", reason="the page is made with jinja2, the extra 'report'")
 
@@ -65,6 +66,25 @@ def test_text_of_the_model_cannot_become_markup() -> None:
 
 def test_a_model_that_was_never_called_has_a_page_that_says_so() -> None:
     assert "Nothing has been traced yet" in page(Report("Idle", 0.0, {}, {}, ()))
+
+
+def test_figures_are_shown_for_each_trace_that_has_some_and_say_which() -> None:
+    (facts,) = many_kinds(2).programs
+    timed = Timed("[1, 8]", "5", 0.002, 0.003)
+    measured = replace(facts, kinds=(replace(facts.kinds[0], timed=(timed,)), *facts.kinds[1:]))
+    text = page(Report("Twice", 0.0, {}, {}, (facts, measured)))
+    assert text.count("<h2>Run time of a piece <small>trace 1 of 2</small></h2>") == 1
+    assert text.count("Run time of a piece") == 1
+
+
+def test_what_nothing_is_known_of_has_no_column() -> None:
+    assert "<th>result</th>" not in page(many_kinds(1))
+
+
+def test_the_start_is_what_its_phases_took_not_what_was_loaded_later() -> None:
+    spans = (Span("load", "", "phases", 0, 0.0, 0.25), Span("submod_0", "", "load", 0, 20.0, 0.5))
+    text = page(replace(many_kinds(1), spans=spans))
+    assert "<b>250 ms</b><span>to start</span>" in text
 
 
 def test_without_jinja2_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

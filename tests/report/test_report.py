@@ -156,6 +156,26 @@ def test_a_size_is_told_by_the_arguments_name(text: str, shown: str) -> None:
     assert show.reader(text) == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Eq(1, ids.size(1))", "ids.size(1) = 1"),
+        ("Ne(ids.size(1), 1)", "ids.size(1) ≠ 1"),
+        ("Eq(Max(1, x.size(0)), y.size(0))", "Max(1, x.size(0)) = y.size(0)"),
+        ("ids.size(1) >= 1", "ids.size(1) >= 1"),
+        ("Eq(a, b) & Eq(c, d)", "Eq(a, b) & Eq(c, d)"),
+        ("Eq(a)", "Eq(a)"),
+    ],
+)
+def test_an_equality_is_written_as_people_write_it(text: str, shown: str) -> None:
+    assert show.condition(text) == shown
+
+
+def test_an_equality_is_told_once() -> None:
+    texts = ["Eq(a, b)", "Eq(b, a)", "Ne(a, 1)", "Eq(b, c)"]
+    assert show.conditions(texts) == ["a = b", "a ≠ 1", "b = c"]
+
+
 def test_letters_go_on_after_z() -> None:
     assert [letter(n) for n in (0, 25, 26, 27, 701, 702)] == ["A", "Z", "AA", "AB", "ZZ", "AAA"]
 

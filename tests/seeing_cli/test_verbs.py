@@ -98,6 +98,18 @@ def test_explain_takes_a_function_that_returns_model_and_inputs(run: Any, script
     assert "4 pieces, 3 distinct" in run("explain", "offering:offer")
 
 
+def test_explain_takes_what_bake_takes_with_its_settings(run: Any, script: Any) -> None:
+    settings = '{"backend": "eager", "splitting_ops": ["tests::attention"], "disable_cache": True}'
+    script(f"{MODEL}\ndef make():\n    return model, example_inputs, {settings}\n")
+    assert "cut 3 times at tests::attention" in run("explain", "offered_model:make")
+
+
+def test_each_verb_says_in_one_whole_line_what_it_does(run: Any) -> None:
+    for verbs in (("--help",), ("cache", "--help")):
+        lines = run(*verbs).partition("Commands:\n")[2].splitlines()
+        assert lines and not [line for line in lines if line.endswith("...")]
+
+
 def test_explain_compiles_with_the_environments_settings_where_the_script_does_not(
     run: Any, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

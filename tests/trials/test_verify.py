@@ -121,8 +121,16 @@ def test_a_piece_that_draws_random_numbers_is_skipped_with_the_reason() -> None:
 
 def test_a_call_that_no_trace_serves_is_an_error_with_what_to_do() -> None:
     _model, handle = handle_of("eager")
-    with pytest.raises(GuardError, match=r"No trace serves this call\n.*\n  to do: call the model once"):
+    with pytest.raises(GuardError, match=r"No trace serves this call\n(.*\n)+  to do: call the model once"):
         handle.verify(ids(5))
+
+
+def test_a_call_under_another_grad_mode_than_the_traced_one_is_named() -> None:
+    model, handle = handle_of("eager")
+    model(ids(5))
+    with torch.enable_grad(), pytest.raises(GuardError) as refused:
+        handle.verify(ids(5))
+    assert "\n  got: grad mode was off in the trace, got True\n" in str(refused.value)
 
 
 def test_copies_lie_in_memory_as_the_originals_do() -> None:

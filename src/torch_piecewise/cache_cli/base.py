@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch_piecewise.cache_key import Difference, Key, explain_miss, ingredients_from_json, nearest
+from torch_piecewise.cache_key import (
+    Difference,
+    Key,
+    Nearest,
+    ingredients_from_json,
+    nearest,
+    told_differences,
+)
 from torch_piecewise.errors import ConfigError, MissError
 from torch_piecewise.store.base import Entry, Hit
 from torch_piecewise.store.files import Files, mapped_errors
@@ -60,13 +68,18 @@ def verdict_of(root: Path) -> Verdict:
         return verify(_trusted(root), Files())
 
 
-def find_entry(root: Path, target: str) -> Entry:
+def find_entry(root: Path, target: str | None) -> Entry:
     """The entry that ``target`` names: the beginning of its key, or a model's name or tag (then the newest).
+
+    Args:
+        target: None for the newest program.
 
     Raises:
         MissError: there is none, or a prefix fits several.
     """
     usable = [one.found.value for one in entries_of(root) if isinstance(one.found, Hit)]
+    if target is None:
+        return _newest_program(usable, root)
     if len(target) >= _SHORTEST_PREFIX and re.fullmatch("[0-9a-f]+", target):
         by_key = [entry for entry in usable if entry.key.startswith(target)]
         if len({entry.key for entry in by_key}) > 1:
@@ -85,8 +98,23 @@ def find_entry(root: Path, target: str) -> Entry:
     return max(named, key=lambda entry: (entry.meta.get("kind") == "program", entry.created))
 
 
-def why(root: Path, target: str) -> Why:
+def _newest_program(usable: Sequence[Entry], root: Path) -> Entry:
+    programs = [entry for entry in usable if entry.meta.get("kind") == "program"]
+    if not programs:
+        raise MissError(
+            "No program is kept here",
+            expected="one that an earlier run compiled and kept",
+            got=f"none in {root}",
+            hint="run the model once, or name another folder: --root, TORCH_PIECEWISE_CACHE_DIR",
+        )
+    return max(programs, key=lambda entry: entry.created)
+
+
+def why(root: Path, target: str | None) -> Why:
     """Why the entry ``target`` was made: the earlier entry most like it, and where they differ.
+
+    Args:
+        target: as for :func:`find_entry`.
 
     Raises:
         MissError: no entry is called that.
@@ -102,13 +130,22 @@ def why(root: Path, target: str) -> Why:
     found = nearest(Key(ingredients_from_json(entry.ingredients)), earlier)
     name = entry.meta.get("name")
     what = f"{kind or 'entry'} {name or entry.key[:12]}"
-    text = explain_miss(what, found)
+    text = _made_because(what, found)
     recorded = entry.meta.get("miss")
     if isinstance(recorded, str) and recorded:
         text = f"{text} (recorded when it was made: {recorded})"
     if found is None:
         return Why(entry, None, (), text)
     return Why(entry, found.entry.key, found.differences, text)
+
+
+def _made_because(what: str, found: Nearest[Entry] | None) -> str:
+    if found is None:
+        return f"{what} was made because the store had nothing of the kind yet"
+    earlier = found.entry.key[:12]
+    if [one.path for one in found.differences] == ["specialisation"]:
+        return f"{what} was made for calls that the entry before it, {earlier}, does not serve: another trace"
+    return f"{what} was made because the nearest entry {earlier} {told_differences(found)}"
 
 
 def prune(root: Path, *, limit_bytes: int | None, unused_seconds: float | None, dry_run: bool) -> PruneReport:

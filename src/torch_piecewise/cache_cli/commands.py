@@ -43,8 +43,24 @@ def cache(context: click.Context, root: Path | None) -> None:
 _json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
 
 
+def _here(context: click.Context, _parameter: click.Parameter, root: Path | None) -> None:
+    if root is not None:
+        context.obj = root.absolute()
+
+
+_root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    expose_value=False,
+    callback=_here,
+    help="The cache folder, as before the verb.",
+)
+"""People write it behind the verb too, where the other commands have it."""
+
+
 @cache.command("path")
 @_json_option
+@_root_option
 @click.pass_obj
 def _path(root: Path, as_json: bool) -> None:
     """Print where the cache is."""
@@ -56,6 +72,7 @@ def _path(root: Path, as_json: bool) -> None:
 
 @cache.command("list")
 @_json_option
+@_root_option
 @click.pass_obj
 def _list(root: Path, as_json: bool) -> None:
     """List entries, the most recently used first."""
@@ -70,11 +87,15 @@ def _list(root: Path, as_json: bool) -> None:
 
 
 @cache.command("show")
-@click.argument("target")
+@click.argument("target", required=False)
 @_json_option
+@_root_option
 @click.pass_obj
-def _show(root: Path, target: str, as_json: bool) -> None:
-    """Show one entry: its ingredients, blobs and companions. TARGET: digits of its key, a name, or a tag."""
+def _show(root: Path, target: str | None, as_json: bool) -> None:
+    """Show one entry: its ingredients, blobs and companions.
+
+    TARGET: digits of its key, or a model's name or tag (its newest); the newest program where left out.
+    """
     with _told():
         entry = find_entry(root, target)
         document = {
@@ -98,8 +119,9 @@ def _show(root: Path, target: str, as_json: bool) -> None:
     _print_table(("what", "value"), rows)
 
 
-@cache.command("verify")
+@cache.command("verify", short_help="Compare every file with its digest.")
 @_json_option
+@_root_option
 @click.pass_obj
 def _verify(root: Path, as_json: bool) -> None:
     """Read every file and compare it with its digest; exits with 1 if something harmful was found."""
@@ -121,6 +143,7 @@ def _verify(root: Path, as_json: bool) -> None:
 @click.option("--unused-days", type=click.FloatRange(min=0), help="Evict what nobody used for so many days.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @_json_option
+@_root_option
 @click.pass_obj
 def _prune(root: Path, limit: str | None, unused_days: float | None, dry_run: bool, as_json: bool) -> None:
     """Remove what crashes left, and entries beyond the limits. What a running process uses stays."""
@@ -144,11 +167,15 @@ def _prune(root: Path, limit: str | None, unused_days: float | None, dry_run: bo
 
 
 @cache.command("why")
-@click.argument("target")
+@click.argument("target", required=False)
 @_json_option
+@_root_option
 @click.pass_obj
-def _why(root: Path, target: str, as_json: bool) -> None:
-    """Say why an entry had to be made. TARGET: digits of its key, or a model's name or tag (its newest)."""
+def _why(root: Path, target: str | None, as_json: bool) -> None:
+    """Say why an entry had to be made.
+
+    TARGET: digits of its key, or a model's name or tag (its newest); the newest program where left out.
+    """
     with _told():
         found = why(root, target)
     if as_json:
@@ -181,7 +208,7 @@ def _row(one: Listed) -> dict[str, Any]:
         "key": one.key,
         "namespace": one.namespace,
         "kind": _text(entry, "kind"),
-        "name": _text(entry, "name"),
+        "name": _text(entry, "name") or _text(entry, "piece"),
         "size": one.size,
         "created": _time(entry.created) if entry is not None else None,
         "used": _time(one.used_at),

@@ -22,6 +22,7 @@ from torch_piecewise.cache_key.explain import (
     differences,
     explain_miss,
     nearest,
+    told_differences,
 )
 from torch_piecewise.cache_key.module_tree import LABELS, module_tree_ingredients, opaque_paths
 from torch_piecewise.cache_key.sources import (
@@ -59,6 +60,7 @@ __all__ = [
     "sources_again",
     "tag_ingredient",
     "threads_ingredient",
+    "told_differences",
     "topology_ingredient",
     "torch_ingredient",
     "variables_ingredient",

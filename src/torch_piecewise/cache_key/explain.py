@@ -116,12 +116,17 @@ def explain_miss(what: str, found: Nearest[Any] | None, *, at_most: int = 3) -> 
     if found is None:
         return f"no {what} in the store: it has nothing of the kind yet"
     name = f"the nearest entry {found.entry.key[:12]}"
+    return f"no {what} in the store: {name} {told_differences(found, at_most=at_most)}"
+
+
+def told_differences(found: Nearest[Any], *, at_most: int = 3) -> str:
+    """What follows "the nearest entry ..." in a sentence."""
     if not found.differences:
-        return f"no {what} in the store: {name} has the same ingredients, so it was removed or damaged"
+        return "has the same ingredients, so it was removed or damaged"
     spelled = "; ".join(str(one) for one in found.differences[:at_most])
     rest = len(found.differences) - at_most
     more = f"; and {rest} more" if rest > 0 else ""
-    return f"no {what} in the store: {name} differs in {spelled}{more}"
+    return f"differs in {spelled}{more}"
 
 
 def _differences(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.compilers.eager import EagerCompiler
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.config import Config
+from torch_piecewise.errors import ConfigError, did_you_mean
 
 __all__ = ["CompileOptions", "Compiler", "make_compiler"]
 
@@ -19,16 +21,19 @@ _BUILT_IN = {
 }
 
 
-def make_compiler(backend: str | Compiler | type[Any]) -> Compiler:
+def make_compiler(backend: str | Config | Compiler | type[Any]) -> Compiler:
     """The compiler that ``backend`` names.
 
     Args:
         backend: ``"inductor"``, ``"inductor_memory"``, ``"aot_inductor"``, ``"eager"``, the dotted
-            name of a class that meets the :class:`Compiler` protocol, such a class, or an instance of one.
+            name of a class that meets the :class:`Compiler` protocol, such a class, or an instance of one;
+            or the settings whose ``backend`` is one of these.
 
     Raises:
         ConfigError: the name resolves to nothing, or to something that is no compiler.
     """
+    if isinstance(backend, Config):
+        backend = backend.backend
     if backend == "eager":
         return EagerCompiler()
     made: Any = _resolve(backend) if isinstance(backend, str) else backend
@@ -40,7 +45,7 @@ def make_compiler(backend: str | Compiler | type[Any]) -> Compiler:
             f"backend {backend!r} is not a compiler",
             expected="an object with name, fingerprint(), compile(piece, range, options), load(artifact)",
             got=f"{type(made).__name__} without {', '.join(missing)}",
-            hint="see 'Writing a compiler' in the docs",
+            hint="see 'Writing a compiler' in docs/compilers.md",
         )
     compiler: Compiler = made
     return compiler
@@ -49,12 +54,16 @@ def make_compiler(backend: str | Compiler | type[Any]) -> Compiler:
 def _resolve(name: str) -> Any:
     dotted = _BUILT_IN.get(name, name)
     module_name, _, attribute = dotted.rpartition(".")
+    known: Iterable[str] = _BUILT_IN
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
+        known = [public for public in dir(module) if not public.startswith("_")]
+        return getattr(module, attribute)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: no dot
         raise ConfigError(
             f"backend {name!r} does not resolve to a compiler",
             expected=f"one of {', '.join(sorted(_BUILT_IN))}, or the dotted name of a class",
-            got=str(error),
-            hint="check the spelling, and that the module can be imported here",
+            got=str(error) if module_name else f"{name!r}, which has no dot",
+            hint=did_you_mean(attribute, known)
+            or "check the spelling, and that the module can be imported here",
         ) from error

@@ -120,6 +120,15 @@ class Compiler(Protocol):
         ...
 
 
+@runtime_checkable
+class Knowing(Protocol):
+    """A loaded piece that can leave out checks; what :meth:`Compiler.load` returns may be one."""
+
+    def knowing(self, positions: frozenset[int]) -> Callable[..., tuple[Any, ...]]:
+        """The same for a caller that made sure of size and strides of the inputs at ``positions``."""
+        ...
+
+
 def tuning_size(range: Range, hint: int) -> int:
     """The size to tune generated code for: the traced one if it lies in ``range``, else a typical one."""
     if hint in range:

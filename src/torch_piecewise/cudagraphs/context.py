@@ -41,8 +41,14 @@ def forward_context(mode: CUDAGraphMode, descriptor: BatchDescriptor) -> Iterato
         descriptor: the batch, padded.
 
     Raises:
-        ConfigError: ``mode`` is a combined mode.
+        ConfigError: ``mode`` is a combined mode, or an argument is of another kind.
     """
+    if not isinstance(mode, CUDAGraphMode) or not isinstance(descriptor, BatchDescriptor):
+        raise ConfigError(
+            "forward_context takes a mode and a batch",
+            expected="forward_context(CUDAGraphMode.PIECEWISE, BatchDescriptor(num_tokens))",
+            got=f"forward_context({mode}, {descriptor})",
+        )
     if mode.separate_routine():
         raise ConfigError(
             "forward_context was given a policy instead of a decision",

@@ -52,6 +52,13 @@ class CUDAGraphDispatcher:
         max_num_reqs: int | None = None,
         lora_counts: Iterable[int] = (),
     ) -> None:
+        if not isinstance(mode, CUDAGraphMode):
+            raise ConfigError(
+                "A dispatcher is made for one policy",
+                expected="a CUDAGraphMode, and the sizes to capture",
+                got=repr(mode),
+                hint="CUDAGraphDispatcher(config.cudagraph_mode, config.resolved_capture_sizes())",
+            )
         if tokens_per_request < 1:
             raise ConfigError(
                 "tokens_per_request is too small", expected="an integer >= 1", got=str(tokens_per_request)
@@ -114,13 +121,15 @@ class CUDAGraphDispatcher:
             self._keys[mode].discard(descriptor)
             self._ordered[mode, descriptor.uniform, descriptor.has_lora].remove(descriptor)
 
-    def dispatch(self, descriptor: BatchDescriptor, *, allow_full: bool = True) -> Dispatch:
+    def dispatch(self, descriptor: BatchDescriptor | int, *, allow_full: bool = True) -> Dispatch:
         """What serves this batch.
 
         Args:
-            descriptor: the batch as it is, not padded.
+            descriptor: the batch as it is, not padded; a number is a batch of that many tokens of any kind.
             allow_full: False where the attention of this batch cannot be part of a graph.
         """
+        if isinstance(descriptor, int):
+            descriptor = BatchDescriptor(descriptor)
         modes = (CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE) if allow_full else (CUDAGraphMode.PIECEWISE,)
         for mode in modes:
             for uniform in (True, False) if descriptor.uniform else (False,):
@@ -131,7 +140,7 @@ class CUDAGraphDispatcher:
 
     def padded(self, num_tokens: int) -> int | None:
         """The size a batch of any kind is padded to; None where no graph serves it."""
-        mode, descriptor = self.dispatch(BatchDescriptor(num_tokens))
+        mode, descriptor = self.dispatch(num_tokens)
         return descriptor.num_tokens if mode else None
 
     def capture_order(self) -> list[Dispatch]:

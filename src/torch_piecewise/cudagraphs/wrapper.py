@@ -15,13 +15,13 @@ from torch_piecewise.cudagraphs.addresses import AddressBook
 from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
 from torch_piecewise.cudagraphs.breakable import capture_in_progress, capture_plan
 from torch_piecewise.cudagraphs.context import current_forward_context, in_capture_phase
-from torch_piecewise.cudagraphs.cuda import CUDAStaticGraph
+from torch_piecewise.cudagraphs.deferred import DeferredCUDAStaticGraph
 from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
 from torch_piecewise.cudagraphs.outputs import OutputPolicy, StaticOutputs
 from torch_piecewise.cudagraphs.plan import ReplayPlan
 from torch_piecewise.cudagraphs.table import ReplayTable
 from torch_piecewise.errors import ConfigError, StaticGraphError
-from torch_piecewise.torch_private.cudagraphs import flatten
+from torch_piecewise.torch_private.cudagraphs import PoolHandle, flatten
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class CUDAGraphWrapper:
         runtime_mode: ``PIECEWISE`` or ``FULL``.
         options: None for the defaults.
         pool: where graphs live, shared by everything that runs one after the other. None for a CUDA pool of
-            its own.
+            its own, made at the first capture; a handle from ``torch.cuda.graph_pool_handle()`` for that one.
 
     Raises:
         ConfigError: ``runtime_mode`` is another mode.
@@ -108,7 +108,7 @@ class CUDAGraphWrapper:
         runnable: Callable[..., Any],
         runtime_mode: CUDAGraphMode,
         options: CUDAGraphOptions | None = None,
-        pool: StaticGraphBackend | None = None,
+        pool: StaticGraphBackend | PoolHandle | None = None,
     ) -> None:
         if runtime_mode not in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL):
             raise ConfigError(
@@ -120,7 +120,7 @@ class CUDAGraphWrapper:
         self._runnable = runnable
         self._mode = runtime_mode
         self._options = options or CUDAGraphOptions()
-        self._pool: StaticGraphBackend = CUDAStaticGraph() if pool is None else pool
+        self._pool: StaticGraphBackend = _backend_of(pool)
         wanted = self._options.check_addresses
         self._check = self._pool.checks_addresses if wanted is None else wanted
         self._turn = self._pool.turn()
@@ -162,6 +162,8 @@ class CUDAGraphWrapper:
 
     def clear_all_graphs(self) -> None:
         """Give up everything captured; the next call of each kind captures anew."""
+        if not self._entries:
+            return
         with self._turn:
             for entry in self._entries.values():
                 entry.plan.reset()
@@ -203,3 +205,9 @@ class CUDAGraphWrapper:
         if options.log_captures:
             _log.info("captured %s as %s in %.3f s", descriptor, self._mode, time.monotonic() - start)
         return outputs.hand_out()
+
+
+def _backend_of(pool: StaticGraphBackend | PoolHandle | None) -> StaticGraphBackend:
+    if pool is None or isinstance(pool, tuple):
+        return DeferredCUDAStaticGraph(pool)
+    return pool

@@ -86,13 +86,15 @@ def page(report: Report) -> str:
     template = _template()
     stretches = stretches_of(report.spans)
     programs = [_shown(facts, number) for number, facts in enumerate(report.programs)]
+    spent = _spent(report.spans)
     return str(
         template.render(
             report=report,
             programs=programs,
             stretches=stretches,
-            spent=_spent(report.spans),
-            start=stretches[0].length if stretches else 0.0,
+            spent=spent,
+            start=sum(spent.values()),
+            figured=[one for one in programs if one.has_figures] or programs[:1],
             misses=_by_reason(report),
             moments=[one for one in report.moments if one.what != "missed"],
             made=dt.datetime.fromtimestamp(report.made).astimezone().isoformat(" ", "minutes"),
@@ -125,6 +127,7 @@ def _template() -> Any:
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals["asset"] = asset
+    environment.filters["condition"] = show.condition
     return environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
 
 

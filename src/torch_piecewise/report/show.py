@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _HUES = (212, 28, 152, 330, 262, 50, 186, 4, 96, 290, 236, 128)
 NOTHING = "\N{EN DASH}"
 _GOLDEN_ANGLE = 137.5
+_SIGNS = {"Eq": "=", "Ne": "≠"}
 _READER = re.compile(r"L(?:\['\w+'\])*\['(\w+)'\]\.size\(\)\[(\d+)\]")
 
 
@@ -47,6 +49,29 @@ def count(number: int, noun: str) -> str:
 def reader(text: str) -> str:
     """How a size is read from a call, without Dynamo's words."""
     return _READER.sub(r"\1.size(\2)", text)
+
+
+def condition(text: str) -> str:
+    """A condition on sizes, its outermost equality written as people write it."""
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return text
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 2):
+        return text
+    sign = _SIGNS.get(node.func.id)
+    if sign is None:
+        return text
+    one, other = sorted(node.args, key=lambda side: isinstance(side, ast.Constant))  # the name first
+    return f"{ast.unparse(one)} {sign} {ast.unparse(other)}"
+
+
+def conditions(texts: Iterable[str]) -> list[str]:
+    """Each condition once: two sides that are equal are so the other way round too."""
+    shown: dict[frozenset[str], str] = {}
+    for text in map(condition, texts):
+        shown.setdefault(frozenset(text.split(" = ")), text)
+    return list(shown.values())
 
 
 def range_text(text: str) -> str:

@@ -26,8 +26,8 @@ _root_option = click.option(
 )
 
 
-@click.command()
-@click.argument("target")
+@click.command(short_help="Write a page about a model, a script or a recorded run.")
+@click.argument("target", required=False)
 @click.option(
     "-o",
     "--output",
@@ -38,11 +38,12 @@ _root_option = click.option(
 )
 @click.option("--profile", is_flag=True, help="Also measure each piece against eager (a script only).")
 @_root_option
-def report(target: str, output: Path, profile: bool, root: Path | None) -> None:
+def report(target: str | None, output: Path, profile: bool, root: Path | None) -> None:
     """Write the report of TARGET.
 
     TARGET is a recorded run (run.json, as program.report("run.json") wrote it); a script, which is run, or
-    MODULE:FUNCTION, which is called; or a program in the store by its name, its tag or digits of its key.
+    MODULE:FUNCTION, which is called; or a program in the store by its name, its tag or digits of its key:
+    the newest one where TARGET is left out.
     """
     with _told():
         for name, found in _reports(target, profile, root):
@@ -51,7 +52,7 @@ def report(target: str, output: Path, profile: bool, root: Path | None) -> None:
             click.echo(f"{found.title}: {path}")
 
 
-@click.command()
+@click.command(short_help="Say where a model would be cut; compile nothing.")
 @click.argument("script")
 @click.option("--grad", is_flag=True, help="As for training; else as under torch.no_grad().")
 @click.option("--every-break", is_flag=True, help="Run the model eagerly and tell every graph break.")
@@ -63,8 +64,9 @@ def explain(script: str, every_break: bool, grad: bool, output: Path | None, as_
     """Say where SCRIPT's model would be cut, into what, and what is in the way; nothing is compiled.
 
     SCRIPT defines model and example_inputs (a tuple, a dict of keyword arguments, or one argument), or is
-    MODULE:FUNCTION that returns both. A model that is compiled there is explained with its own settings,
-    another with those of the environment. Exits with 1 where something is in the way.
+    MODULE:FUNCTION that returns both, and if it likes a dict of settings, as for bake. A model that is
+    compiled there is explained with its own settings, another with those of the environment. Exits with 1
+    where something is in the way.
     """
     import torch
 
@@ -80,7 +82,7 @@ def explain(script: str, every_break: bool, grad: bool, output: Path | None, as_
     sys.exit(1 if found.obstacles else 0)
 
 
-@click.command()
+@click.command(short_help="Check what is needed on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @_root_option
 def doctor(as_json: bool, root: Path | None) -> None:
@@ -108,13 +110,13 @@ def _told() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-def _reports(target: str, profile: bool, root: Path | None) -> Iterator[tuple[str, Report]]:
+def _reports(target: str | None, profile: bool, root: Path | None) -> Iterator[tuple[str, Report]]:
     """Reports with a name to tell them apart; an empty one where there is only one."""
     from torch_piecewise.seeing_cli.script import is_code, load
 
-    if target.endswith(".json"):
+    if target is not None and target.endswith(".json"):
         yield "", _recorded(Path(target))
-    elif is_code(target):
+    elif target is not None and is_code(target):
         found = load(target)
         for name, handle in found.compiled.items():
             yield name if len(found.compiled) > 1 else "", _after_running(handle, found, profile)

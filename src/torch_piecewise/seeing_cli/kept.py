@@ -13,11 +13,12 @@ from torch_piecewise.store.base import BlobRef
 from torch_piecewise.store.layout import Layout
 
 
-def kept_report(root: Path, target: str) -> Report:
+def kept_report(root: Path, target: str | None) -> Report:
     """The report of the cold start that made a kept program.
 
     Args:
-        target: the beginning of its key, or the model's name or tag (then the newest).
+        target: the beginning of its key, or the model's name or tag (then the newest); None for
+            the newest program.
 
     Raises:
         MissError: there is no such entry, or nothing was kept with it.
@@ -27,7 +28,7 @@ def kept_report(root: Path, target: str) -> Report:
     file = Layout(root).entry(namespaces[entry.key], entry.key).folder / REPORT_FILE
     if REPORT_FILE not in entry.companions or not file.is_file():
         raise MissError(
-            f"No report was kept with {entry.meta.get('label') or target}",
+            f"No report was kept with {entry.meta.get('label') or target or entry.key[:12]}",
             expected="a program that this version compiled",
             got=f"{entry.meta.get('kind') or 'an entry'} {entry.key[:12]}",
             hint="name a program (torch-piecewise cache list), or call report() in the process that runs it",

@@ -16,6 +16,9 @@ from torch.nn import Module
 import torch_piecewise as tp
 from torch_piecewise.errors import ConfigError
 
+_SETTINGS = "(settings)"
+"""No name of a script's: what a function returned beside the model, as for ``bake``."""
+
 _HOW = "a script that defines model and example_inputs, or MODULE:FUNCTION that returns both"
 
 
@@ -42,7 +45,8 @@ class Target:
 def load(text: str) -> Target:
     """Run a script, or call ``MODULE:FUNCTION``, and find the models in it.
 
-    A model that the script has not compiled is compiled with the settings of the environment.
+    A model that is not compiled there is compiled with the settings that a function returned beside it, and
+    those of the environment.
 
     Raises:
         ConfigError: there is no such script or function, or no model in it.
@@ -51,7 +55,7 @@ def load(text: str) -> Target:
     compiled = {name: handle for name, value in names.items() if (handle := _handle(value)) is not None}
     model = names.get("model")
     if not compiled and (isinstance(model, Module) or inspect.isfunction(model)):
-        compiled = {"model": tp.program_of(tp.compile(model))}
+        compiled = {"model": tp.program_of(tp.compile(model, **names.get(_SETTINGS, {})))}
     if not compiled:
         raise ConfigError(f"{text} offers no model", expected=_HOW, got=_offered(names))
     return Target(compiled, names.get("example_inputs", NOT_GIVEN))
@@ -91,6 +95,8 @@ def _from_function(text: str) -> dict[str, Any]:
     made = function()
     if isinstance(made, tuple) and len(made) == 2:
         return {"model": made[0], "example_inputs": made[1]}
+    if isinstance(made, tuple) and len(made) == 3 and isinstance(made[2], Mapping):
+        return {"model": made[0], "example_inputs": made[1], _SETTINGS: made[2]}
     return {"model": made}
 
 

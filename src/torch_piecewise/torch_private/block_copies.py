@@ -22,7 +22,7 @@ from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._guards import Guard, Source
 from torch.fx import Node
 
-from torch_piecewise.torch_private.block_fakes import FakeCopies, can_copy
+from torch_piecewise.torch_private.block_fakes import FakeCopies, FakeParameters, can_copy
 from torch_piecewise.torch_private.block_modules import check_alike
 from torch_piecewise.torch_private.block_recorder import shown_name, twin
 from torch_piecewise.torch_private.block_tape import Label, Origin, Step, Surroundings, Tape
@@ -47,12 +47,24 @@ class CopyFailed(Exception):
 class Copy:
     """A tape about to be copied for another call.
 
+    Args:
+        parameters: gives the trace fakes of parameters like those of the tape.
+
     Raises:
         NotAlike: a plain trace of this call might differ; nothing was added to the graph but inputs that
             such a trace reads as well.
     """
 
-    def __init__(self, tape: Tape, tx: Any, variable: Any, view: Arguments, around: Surroundings) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        tx: Any,
+        variable: Any,
+        view: Arguments,
+        around: Surroundings,
+        parameters: FakeParameters,
+    ) -> None:
+        self._parameters = parameters
         self._tape = tape
         self._tx = tx
         self._variable = variable
@@ -118,7 +130,10 @@ class Copy:
             variable = self._view.leaves[how]
         else:
             source = self._moved(how)
-            variable = VariableBuilder(self._tx, source)(self._values.of(source))
+            value = self._values.of(source)
+            offered = self._parameters.offer(self._tx.fake_mode, value, old.meta.get("example_value"))
+            variable = VariableBuilder(self._tx, source)(value)
+            del offered
         variable = variable.realize() if is_waiting(variable) else opened(variable)
         if not isinstance(variable, TensorVariable | SymNodeVariable):
             raise NotAlike(f"a {type(variable).__name__} stands where a tensor was")
@@ -130,8 +145,11 @@ class Copy:
 
     # -- the copy
 
-    def make(self) -> VariableTracker:
+    def make(self, *, is_written_down: bool) -> VariableTracker:
         """Add the copied nodes and guards; what the call returns.
+
+        Args:
+            is_written_down: whether this happens in a block that is, so that the form of all guards counts.
 
         Raises:
             CopyFailed: an operation gave another kind of value than in the tape.
@@ -146,7 +164,7 @@ class Copy:
         own, calls = shown_name(self._variable), self._tx.num_calls
         for name, count in tape.calls.items():
             calls[own + name] = calls.get(own + name, 0) + count
-        for guard in tape.guards:
+        for guard in tape.guards if is_written_down else tape.told:
             self._install(guard)
         arguments = dict(zip(tape.view.seen, self._view.seen.values(), strict=True))
         return self._result(tape.result, arguments, variables)

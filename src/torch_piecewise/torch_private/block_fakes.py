@@ -6,11 +6,14 @@ The first trace ran them; a copy has the same sizes, strides and sharing of memo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
+from torch.nn import Module, Parameter
+from torch.utils._mode_utils import no_dispatch
 
 
 def can_copy(made: Iterable[Any], used: Iterable[Any]) -> bool:
@@ -98,8 +101,65 @@ class FakeCopies:
         return FakeTensor(self._mode, view, old.device)
 
 
+class FakeParameters:
+    """Gives a trace the fakes of parameters that are laid out like others it has seen.
+
+    Making one from the parameter itself takes torch a millisecond, most of it to find out that no size is
+    dynamic (``FakeTensorConverter``; 2.11, 2.13). Parameters that share memory, were marked for Dynamo or
+    are in any way special are left to torch.
+
+    Args:
+        modules: what the traced model consists of.
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        tables = [table for module in modules for table in (module._parameters, module._buffers)]
+        tensors = {id(one): one for table in tables for one in table.values() if one is not None}
+        plain = [one for one in tensors.values() if one.layout is torch.strided and not _is_wrapped(one)]
+        shared = Counter(map(_memory_of, plain))
+        self._alone = {id(one) for one in plain if shared[_memory_of(one)] == 1}
+
+    def offer(self, mode: Any, real: Any, like: Any) -> FakeTensor | None:
+        """Let ``mode`` take a copy of ``like``, a fake of its own, for ``real`` where that is exact.
+
+        Returns:
+            That copy, to be held until it is in use: ``mode`` remembers it weakly.
+        """
+        if id(real) not in self._alone or not _is_ordinary(real) or not _is_plain(like):
+            return None
+        same = (real.shape, real.stride(), real.dtype, real.device, real.requires_grad)
+        if same != (like.shape, like.stride(), like.dtype, like.device, like.requires_grad):
+            return None
+        with no_dispatch():
+            layout = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="meta")
+            fake = FakeTensor(mode, layout.requires_grad_(real.requires_grad), real.device)
+        fake._is_param = True
+        mode.fake_tensor_converter.set_tensor_memo(real, fake)
+        return fake
+
+
+def _is_wrapped(tensor: torch.Tensor) -> bool:
+    return type(tensor) not in (torch.Tensor, Parameter) or isinstance(tensor, FakeTensor)
+
+
+def _is_ordinary(real: torch.Tensor) -> bool:
+    marks = {name for name in vars(real) if name.startswith("_dynamo")}
+    return (
+        type(real) is Parameter
+        and real.dim() > 0
+        and real.is_leaf
+        and not real._is_view()
+        and not (real.is_conj() or real.is_neg() or real.is_inference() or real.is_quantized)
+        and real.storage_offset() == 0
+        and real.untyped_storage().nbytes() == real.numel() * real.element_size()
+        and real.grad is None
+        and getattr(real, "grad_dtype", None) in (None, real.dtype)
+        and marks <= {"_dynamo_static_input_type"}
+    )
+
+
 def _memory_of(value: torch.Tensor) -> int:
     return int(value.untyped_storage()._cdata)
 
 
-__all__ = ["FakeCopies", "can_copy"]
+__all__ = ["FakeCopies", "FakeParameters", "can_copy"]

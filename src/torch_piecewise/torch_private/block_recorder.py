@@ -42,12 +42,24 @@ _KNOWN_META = frozenset(
 class Recorder:
     """Watches Dynamo trace one call of a block; :meth:`tape` says what it saw.
 
+    Args:
+        unread: see :class:`~torch_piecewise.torch_private.blocks.Blocks`.
+
     Raises:
         NotAlike: the call is of a kind that cannot be copied.
     """
 
-    def __init__(self, tx: Any, variable: Any, view: Arguments, around: Surroundings, epoch: int) -> None:
+    def __init__(
+        self,
+        tx: Any,
+        variable: Any,
+        view: Arguments,
+        around: Surroundings,
+        epoch: int,
+        unread: str | None = None,
+    ) -> None:
         output = tx.output
+        self._unread = unread
         self.variable = variable
         self.view = view
         self.around = around
@@ -100,6 +112,7 @@ class Recorder:
             input_specs={node: spec(node.meta.get("example_value")) for node in self._inputs},
             origins={node: self._origin(node) for node in self._inputs if self._is_new(node)},
             guards=guards,
+            told=tuple(guard for guard in guards if self._is_told(guard)),
             values=self._plain_values(guards),
             labels=self.labels,
             spoiled=frozenset(self.spoiled),
@@ -251,6 +264,11 @@ class Recorder:
             if isinstance(value, Module) and value is not block and block in set(value.modules()):
                 raise NotAlike("it reads a module that it is part of")
         return tuple(about)
+
+    def _is_told(self, guard: Guard) -> bool:
+        if self._unread is None or not guard.name.startswith(self._unread) or twin(guard) is not None:
+            return True
+        return isinstance(Values(self._tx).of(guard.originating_source), PLAIN)
 
     def _plain_values(self, guards: tuple[Guard, ...]) -> dict[Source, Any]:
         compared = ids_compared(self.variable.value)

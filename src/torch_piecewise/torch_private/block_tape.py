@@ -133,6 +133,7 @@ class Tape:
         input_specs: :func:`spec` of each when the call had returned.
         origins: of the inputs that were first read in it, where.
         guards: what the trace read of the block and its arguments.
+        told: those of them that somebody reads when the trace is done.
         values: what was read there, but for what :func:`check_alike` compares; by source.
         labels: by ``id`` of the string object in the nodes.
         spoiled: strings that the code looked into.
@@ -153,6 +154,7 @@ class Tape:
     input_specs: dict[Node, str]
     origins: dict[Node, Origin]
     guards: tuple[Guard, ...]
+    told: tuple[Guard, ...]
     values: dict[Source, Any]
     labels: dict[int, Label]
     spoiled: frozenset[str]

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch._dynamo.variables.nn_module import UnspecializedNNModuleVariable
 from torch.nn import Module
 
 from torch_piecewise.torch_private.block_copies import Copy, CopyFailed, own_object
+from torch_piecewise.torch_private.block_fakes import FakeParameters
 from torch_piecewise.torch_private.block_recorder import Recorder, held_outside
 from torch_piecewise.torch_private.block_tape import Label, Surroundings, Tape
 from torch_piecewise.torch_private.block_views import Arguments, NotAlike, difference
@@ -42,7 +43,8 @@ class Blocks:
     """Decides, for each call of a module in one trace, whether it is traced or copied.
 
     Args:
-        classes: how many modules of each class the traced model holds.
+        modules: what the traced model consists of, each once.
+        unread: how the trace names an object of which the caller reads no guards but those on plain values.
 
     Attributes:
         shared: calls that were copied.
@@ -50,8 +52,11 @@ class Blocks:
         reasons: class name -> why a call of it was traced plainly.
     """
 
-    def __init__(self, classes: Mapping[type, int]) -> None:
+    def __init__(self, modules: Sequence[Module] = (), unread: str | None = None) -> None:
+        self._unread = unread
+        classes = Counter(map(type, modules))
         self._classes = {kind for kind, count in classes.items() if count >= _FEWEST}
+        self._parameters = FakeParameters(modules if self._classes else ())
         self.active = False
         self._begin(None)
 
@@ -86,7 +91,7 @@ class Blocks:
             return plain(variable, tx, args, kwargs)
         if copy is not None:
             self.shared += 1
-            result = copy.make()
+            result = copy.make(is_written_down=bool(self._recorders))
             for recorder in self._recorders:
                 recorder.labels.update(copy.labels)
             return result
@@ -106,7 +111,7 @@ class Blocks:
                 self._note(kind, NotAlike("an object outside was changed between two calls"))
                 continue
             try:
-                return Copy(tape, tx, variable, view, around)
+                return Copy(tape, tx, variable, view, around, self._parameters)
             except NotAlike as reason:
                 self._note(kind, reason)
         return None
@@ -123,7 +128,7 @@ class Blocks:
     ) -> VariableTracker:
         kind = type(variable.value)
         try:
-            recorder = Recorder(tx, variable, view, around, self._epoch)
+            recorder = Recorder(tx, variable, view, around, self._epoch, self._unread)
         except NotAlike as reason:
             self._note(kind, reason)
             return plain(variable, tx, args, kwargs)
@@ -213,15 +218,15 @@ def _first_difference(one: tuple[str, ...], other: tuple[str, ...]) -> str:
     return next((difference(a, b) for a, b in pairs if a != b), f"{len(one)} and {len(other)} steps")
 
 
-def classes_in(holders: Any) -> Counter[type]:
-    """How many modules of each class hang on ``holders``: modules, or objects that hold some."""
+def modules_in(holders: Any) -> list[Module]:
+    """The modules that hang on ``holders``: modules, or objects that hold some."""
     modules: dict[int, Module] = {}
     for holder in holders:
         found = [holder, *getattr(holder, "__dict__", {}).values()]
         for root in found:
             if isinstance(root, Module):
                 modules |= {id(module): module for module in root.modules()}
-    return Counter(type(module) for module in modules.values())
+    return list(modules.values())
 
 
 _CURRENT: ContextVar[Blocks | None] = ContextVar("torch_piecewise_blocks", default=None)
@@ -269,4 +274,4 @@ def sharing(blocks: Blocks) -> Iterator[None]:
             _CURRENT.reset(token)
 
 
-__all__ = ["Blocks", "CopyFailed", "classes_in", "sharing"]
+__all__ = ["Blocks", "CopyFailed", "modules_in", "sharing"]

@@ -22,7 +22,7 @@ from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, ShapeEnv
 
 from torch_piecewise.convention import TAIL_ARGUMENT
-from torch_piecewise.torch_private.blocks import Blocks, classes_in, sharing
+from torch_piecewise.torch_private.blocks import Blocks, modules_in, sharing
 from torch_piecewise.torch_private.full_guards import FullGuards, full_guards
 from torch_piecewise.torch_private.settings import patched
 
@@ -94,6 +94,11 @@ class RawCapture:
     blocks_apart: Mapping[str, str] = field(default_factory=dict)
     full_guards: FullGuards | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of all code that the trace ran through."""
+        return tuple(code.co_filename for code in self.traced_code)
+
 
 def capture_fullgraph(
     function: Callable[..., Any],
@@ -163,7 +168,9 @@ def _captured(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], share: bool
 ) -> tuple[Any, Blocks]:
     """One trace, by copying where that can be; plainly where copying failed or the trace did."""
-    blocks = Blocks(classes_in(_holders(function, args, kwargs)) if share else {})
+    traced, owner = convert_frame.get_traced_fn(function)
+    unread = f"L[{traced.__code__.co_varnames[0]!r}]" if owner is not None else None
+    blocks = Blocks(modules_in(_holders(function, args, kwargs)) if share else (), unread)
     try:
         with sharing(blocks):
             return convert_frame.fullgraph_capture(function, args, kwargs), blocks
@@ -171,7 +178,7 @@ def _captured(
         if not blocks.active:
             raise
         logger.debug("traced again, each block by itself: %s", error)
-    return convert_frame.fullgraph_capture(function, args, kwargs), Blocks({})
+    return convert_frame.fullgraph_capture(function, args, kwargs), Blocks()
 
 
 def _holders(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -23,6 +23,22 @@ def set_compiled_call(module: Module, call: Callable[..., Any] | None) -> None:
     module._compiled_call_impl = call
 
 
+def inside_torch_compile(value: Any) -> Any:
+    """What ``torch.compile`` or ``nn.Module.compile`` was called with to make ``value``; None for others.
+
+    Dynamo's wrappers name it by these attributes (2.11 and 2.13); nothing public tells.
+    """
+    found = getattr(value, "_torchdynamo_orig_callable", None)
+    if isinstance(value, Module):
+        found = vars(value).get("_modules", {}).get("_orig_mod")
+        if (
+            found is None
+            and getattr(value._compiled_call_impl, "_torchdynamo_orig_callable", None) is not None
+        ):
+            found = value
+    return found
+
+
 def give_back(module: Module) -> None:
     """Let ``module(...)`` run its own forward again, also while other threads call it.
 

@@ -102,22 +102,8 @@ def storage_key(value: torch.Tensor) -> int | None:
         return None
 
 
-def source_line(error: BaseException, graph: GraphModule) -> tuple[str, str]:
-    """Which op of ``graph`` a compiler's error is about, and the user's line it came from.
-
-    Inductor's lowering errors carry the op (``LoweringException``, 2.11 and 2.13); where nothing tells,
-    the piece's last operation stands for it.
-    """
-    operations = [n for n in graph.graph.nodes if n.op in ("call_function", "call_method", "call_module")]
-    if not operations:
-        return "none", "an unknown line"
-    text = str(error)
-    named = [n for n in operations if _target_label(n) in text]
-    node = named[0] if named else operations[-1]
-    return _target_label(node), user_line(node)
-
-
-def _target_label(node: Node) -> str:
+def target_label(node: Node) -> str:
+    """What a node calls, in one word."""
     target = node.target
     return str(target) if isinstance(target, str) else getattr(target, "__name__", str(target))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.fx.graph
@@ -196,3 +197,21 @@ def find_op(name: str) -> object:
     packet_name, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace), packet_name)
     return getattr(packet, overload) if overload else packet
+
+
+def resolved_overload(base: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Which overload of ``ns::op`` the dispatcher takes for these arguments, as ``ns::op.overload``.
+
+    Fake tensors serve; nothing is run. Dynamo asks the same way (2.11, 2.13); there is no public one.
+
+    Returns:
+        None where no overload takes them: a torch function has keywords that its operation lacks.
+    """
+    packet = find_op(base)
+    names = op_overloads(packet)
+    if len(names) == 1:
+        return f"{base}.{names[0]}"
+    try:
+        return f"{base}.{torch._C._jit_resolve_packet(base, *args, **kwargs)}"
+    except RuntimeError:
+        return None

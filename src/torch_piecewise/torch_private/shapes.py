@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, is_symbolic
 from torch.utils._sympy import functions as sympy_functions
+from torch.utils._traceback import shorten_filename
 
 from torch_piecewise.piece import ConstantSpec, Dim, InputSpec, IntSpec, Symbol, TensorSpec
 from torch_piecewise.ranges import UNBOUNDED
@@ -94,7 +95,8 @@ def symbols_in(texts: Sequence[Dim], shape_env: ShapeEnv) -> tuple[Symbol, ...]:
     for text in texts:
         if isinstance(text, int):
             continue
-        for symbol in sorted(sympy.sympify(text, locals=known).free_symbols, key=str):
+        mentioned = [known[text]] if text in known else sympy.sympify(text, locals=known).free_symbols
+        for symbol in sorted(mentioned, key=str):
             found.setdefault(str(symbol), _symbol(symbol, shape_env))
     return tuple(found.values())
 
@@ -124,20 +126,29 @@ def hint_of(shape_env: ShapeEnv, symbol: sympy.Symbol) -> int | None:
     return int(values[symbol]) if symbol in values else None
 
 
-def shape_relations(shape_env: ShapeEnv) -> tuple[tuple[str, str], ...]:
-    """The trace's shape guards as ``(expression text, user source line)``, ranges included."""
+def shape_relations(shape_env: ShapeEnv, files: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+    """The trace's shape guards as ``(expression text, user's line)``, ranges included.
+
+    Args:
+        files: of the code that was traced; tells whole paths.
+    """
     relations = [
-        (str(guard.expr), _location(guard)) for guard in shape_env.guards if not _is_framework_zero_one(guard)
+        (str(guard.expr), _place(guard.sloc, files))
+        for guard in shape_env.guards
+        if not _is_framework_zero_one(guard)
     ]
     for symbol, bounds in shape_env.var_to_range.items():
         if symbol in shape_env.replacements:
             continue
+        asked = shape_env.var_to_range_sloc.get(symbol)
         if bounds.lower.is_Integer and int(bounds.lower) > 0:
-            relations.append((f"{symbol} >= {int(bounds.lower)}", ""))
+            # Every dynamic size begins as 2 or more; what line made its symbol did not ask for that.
+            place = _place(asked and asked.lower, files) if int(bounds.lower) > 2 else ""
+            relations.append((f"{symbol} >= {int(bounds.lower)}", place))
         if bounds.upper.is_Integer and int(bounds.upper) < UNBOUNDED:
-            relations.append((f"{symbol} <= {int(bounds.upper)}", ""))
+            relations.append((f"{symbol} <= {int(bounds.upper)}", _place(asked and asked.upper, files)))
     for symbol, value in shape_env.replacements.items():
-        relations.append((f"Eq({symbol}, {value})", ""))
+        relations.append((f"Eq({symbol}, {value})", _place(shape_env.replacements_slocs.get(symbol), files)))
     return tuple(dict.fromkeys(relations))
 
 
@@ -154,9 +165,23 @@ def _is_framework_zero_one(guard: Any) -> bool:
     return bool(asks) and bool(place) and "_dynamo" not in place
 
 
-def _location(guard: Any) -> str:
-    """``file:line in function`` of the user's code behind a shape guard, or empty."""
-    return (guard.sloc.maybe_user_loc or "").strip("# ")
+def _place(asked: Any, files: Collection[str]) -> str:
+    """``file:line (code)`` of the user's code behind a guard's ``SLoc``, or empty.
+
+    torch cuts from a path what it shares with torch's own folder and one letter more, so that ``/tmp/m.py``
+    becomes ``mp/m.py`` (torch/utils/_traceback.py, 2.11 to 2.13); among ``files`` is the whole one.
+    """
+    code, _, place = (getattr(asked, "maybe_user_loc", None) or "").rpartition("  # ")
+    short, _, rest = place.rpartition(":")
+    if not short:
+        return ""
+    path = next((file for file in files if _shortened(file) == short), short)
+    line = rest.partition(" in ")[0]
+    return f"{path}:{line} ({code})" if code.strip() else f"{path}:{line}"
+
+
+def _shortened(file: str) -> str:
+    return str(shorten_filename(file))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def parse(text: str, symbols: Mapping[str, sympy.Symbol]) -> sympy.Basic:
@@ -211,10 +236,17 @@ def assume_equal(shape_env: ShapeEnv, first: Any, second: Any) -> None:
             shape_env.evaluate_expr(relation)
 
 
-def where_fixed(shape_env: ShapeEnv, number: int) -> str:
-    """The user's line at which a size became ``number``, if the trace knows."""
+def where_fixed(shape_env: ShapeEnv, number: int, files: Collection[str] = ()) -> str:
+    """The user's line at which a size became ``number``, if the trace knows.
+
+    Args:
+        files: of the code that was traced; tells whole paths.
+    """
     for guard in shape_env.guards:
         equal = isinstance(guard.expr, sympy.Eq) and number in (guard.expr.lhs, guard.expr.rhs)
-        if equal and (place := _location(guard)):
+        if equal and (place := _place(guard.sloc, files)):
+            return place
+    for symbol, value in shape_env.replacements.items():
+        if value == number and (place := _place(shape_env.replacements_slocs.get(symbol), files)):
             return place
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,15 +48,22 @@ def call_through(
     Raises:
         GuardError: no trace serves such a call.
     """
-    for entry in entries:
+    known = tuple(entries)
+    for entry in known:
         found = entry.call_with(lambda key, entry=entry: _runner(entry, key, visitor), *args, **kwargs)  # type: ignore[misc]
         if found is not MISS:
             return
     raise GuardError(
         "No trace serves this call",
         expected="inputs like those of a call that was made before",
-        hint="call the model once with such inputs, then verify or profile it",
+        got=_reasons(known, args, kwargs),
+        hint="call the model once with such inputs, under the same grad mode, then verify or profile it",
     )
+
+
+def _reasons(entries: Sequence[Entry], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    reasons = dict.fromkeys(str(entry.why_not(*args, **kwargs)) for entry in entries)
+    return "; ".join(reasons) if reasons else "a model that was not called yet"
 
 
 def _runner(entry: Entry, key: SizeKey, visitor: Visitor) -> Runner:
