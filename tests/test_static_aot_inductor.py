@@ -63,7 +63,7 @@ def test_a_captured_size_gives_the_compiled_results_bit_for_bit(kept: Path) -> N
 def test_a_start_from_the_store_captures_without_a_trace_or_a_compile(kept: Path) -> None:
     model(kept)[0](torch.randn(3, 8))
     run, reference, handle = model(kept)
-    with handle.counters.expect(dynamo_traces=0, artifacts_compiled=0, artifacts_loaded=2):
+    with handle.counters.expect(graphs_captured=0, artifacts_compiled=0, artifacts_loaded=2):
         run(torch.randn(3, 8))
         handle.warmup()
     with handle.counters.expect(calls_replayed=1):

@@ -24,6 +24,32 @@ pytestmark = [
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_each_collective_is_a_cut_between_graphs() -> None:
+    model = Sharded().eval()
+    reference = copy.deepcopy(model)
+    captured(model)
+    handle = tp.program_of(model)
+    model(torch.randn(3, 4))
+    with handle.counters.expect(sizes_captured=2, static_graphs=6):
+        handle.warmup()
+    with handle.counters.expect(calls_replayed=3):
+        for size in (1, 4, 3):
+            x = torch.randn(size, 4)
+            torch.testing.assert_close(model(x), reference(x))
+
+
+@pytest.mark.slow
 def test_two_ranks_replay_their_pieces_and_meet_in_the_collectives_between(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.collective_rank"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
@@ -41,16 +67,6 @@ def test_two_ranks_replay_their_pieces_and_meet_in_the_collectives_between(tmp_p
         out, errors = rank.communicate(timeout=180)
         assert rank.returncode == 0, errors
         assert out.split() == ["replayed", "3", "graphs", "6"]
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.slow
