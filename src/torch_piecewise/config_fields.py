@@ -230,8 +230,8 @@ class ConfigFields:
         metadata=_is(
             OrNone(Items(Int(1), "[1, 2, 4, 8]", in_order)),
             "Sizes of the dispatch dim that are captured; a call is padded to the next one. Sorted, each "
-            "once. None: a ladder up to max_cudagraph_capture_size whose steps grow with the size, so that "
-            "padding stays under a fifth of what runs; nothing where cudagraph_mode is NONE.",
+            "once. None: 1, 2, 4, each 8 to 256 and each 16 beyond, up to max_cudagraph_capture_size; none "
+            "where cudagraph_mode is NONE.",
             "cudagraphs",
             keyed=False,
         ),

@@ -27,6 +27,7 @@ from torch_piecewise.torch_private.nodes import (
     storage_key,
 )
 from torch_piecewise.torch_private.shapes import describe_input, dim_text, symbol_names
+from torch_piecewise.trace_facts_sizes import unclear_sizes
 
 _ARGUMENT = re.compile(r"L\['(\w+)'\]")
 _PLAIN_ARGUMENT = re.compile(r"L\['(\w+)'\]$")
@@ -57,12 +58,14 @@ def replay_facts(
     call: TracedCall,
     autocast: tuple[tuple[str, torch.dtype], ...],
     pad_values: Mapping[str, float | int | bool],
+    named: Mapping[str, Mapping[int, str | None]],
 ) -> ReplayFacts:
     """Read the facts off a trace.
 
     Args:
         autocast: what autocast is on for.
         pad_values: what named arguments are padded with, instead of 0.
+        named: argument -> dim -> the name that was given to its size; None where none was.
     """
     reader = _Reader(call, pad_values)
     cuts = [item.submod_name for item in call.plan.items if item.is_splitting_graph]
@@ -80,6 +83,7 @@ def replay_facts(
         no_padding=reader.no_padding(),
         no_full=reader.no_full(),
         refusal=reader.refusal(),
+        unclear=unclear_sizes(reader.cuts(), call.dispatch, reader.shapes_by_name(), named),
         partitioned=call.partition is not None,
     )
 
@@ -199,6 +203,11 @@ class _Reader:
         results = output.args[0]
         return results if isinstance(results, tuple | list) else (results,)
 
+    def shapes_by_name(self) -> dict[str, Sequence[Dim]]:
+        """Shapes of the tensors that are arguments themselves."""
+        fakes = {name: self._fakes[at] for name, at in self.names.items()}
+        return {name: [dim_text(size) for size in fake.shape] for name, fake in fakes.items()}
+
     def device(self) -> torch.device | None:
         tensors = [fake for fake in self._fakes if isinstance(fake, torch.Tensor)]
         on_device = [fake.device for fake in tensors if fake.device.type != "cpu"]
@@ -215,10 +224,18 @@ class _Reader:
             self._call.graph.graph, self._call.dispatch, padded, lambda node: node.name in is_cut
         )
 
-    def _cut_names(self) -> frozenset[str]:
+    def cuts(self) -> list[Node]:
+        """What runs between captured parts: cut pieces, or operations where Inductor cuts."""
         policy = self._call.partition
         if policy is not None:
-            return frozenset(node.name for node in self._call.graph.graph.nodes if policy.cut(node))
+            return [node for node in self._call.graph.graph.nodes if policy.cut(node)]
+        cuts = {item.submod_name for item in self._call.plan.items if item.is_splitting_graph}
+        nodes = self._call.plan.module.graph.nodes
+        return [node for node in nodes if node.op == "call_module" and node.target in cuts]
+
+    def _cut_names(self) -> frozenset[str]:
+        if self._call.partition is not None:
+            return frozenset(node.name for node in self.cuts())
         cuts = [item.graph.graph for item in self._call.plan.items if item.is_splitting_graph]
         return frozenset(node.name for graph in cuts for node in graph.nodes if node.op != "placeholder")
 
