@@ -261,7 +261,7 @@ class ProgramWriter:
         key = digest(json.dumps([payload, sorted(members.items())], sort_keys=True).encode())[:16]
         if key not in self.code:
             self.members |= {members[file]: data for file, data in files.items()}
-            label = f"{artifact.fingerprint} {artifact.range}"
+            label = f"{artifact.piece} {artifact.range}"
             self.code[key] = {"label": label, "payload": payload, "files": members}
         return key
 

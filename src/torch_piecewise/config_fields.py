@@ -105,8 +105,8 @@ class ConfigFields:
         metadata=_is(
             Bool(),
             "Inductor partitions its own code instead of the graph being cut: the graph is one piece, and "
-            "Inductor is told the splitting_ops, which have to be operations. It partitions GPU code only, "
-            "and where it captures CUDA graphs itself (inductor_compile_config={'triton.cudagraphs': True}).",
+            "Inductor is told the splitting_ops, which have to be operations. With a cudagraph_mode that "
+            "captures pieces, each partition is captured.",
             "inductor_partition",
         ),
     )
@@ -230,8 +230,8 @@ class ConfigFields:
         metadata=_is(
             OrNone(Items(Int(1), "[1, 2, 4, 8]", in_order)),
             "Sizes of the dispatch dim that are captured; a call is padded to the next one. Sorted, each "
-            "once. None: a ladder up to max_cudagraph_capture_size whose steps grow with the size, so that "
-            "padding stays under a fifth of what runs; nothing where cudagraph_mode is NONE.",
+            "once. None: 1, 2, 4, each 8 to 256 and each 16 beyond, up to max_cudagraph_capture_size; none "
+            "where cudagraph_mode is NONE.",
             "cudagraphs",
             keyed=False,
         ),

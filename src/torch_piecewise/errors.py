@@ -34,8 +34,9 @@ from collections.abc import Iterable
 
 def did_you_mean(given: object, known: Iterable[str]) -> str | None:
     """A hint that names what was probably meant; None where nothing known is near."""
-    near = difflib.get_close_matches(str(given).lower(), list(known), n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else None
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(str(given).lower(), by_lower, n=3)
+    return f"did you mean {' or '.join(repr(by_lower[name]) for name in near)}?" if near else None
 
 
 class PiecewiseError(Exception):

@@ -78,13 +78,16 @@ class StaticCalls:
             return lambda: None
         backend = self._backend_for(facts)
         mode = self._mode(facts)
-        if facts.refusal:
-            self._say(f"static graphs are not captured: {facts.refusal}")
-        if backend is None or facts.refusal or not mode:
+        refusal = facts.refusal or (facts.unclear if self._config.cudagraph_padding == "auto" else "")
+        if refusal:
+            self._say(f"static graphs are not captured: {refusal}")
+        if backend is None or refusal or not mode:
             return lambda: None
         runner = self._runner(program, facts, backend, mode, watched)
         self._runners = {**self._runners, program: runner}
-        program.serve_through(lambda key, plain: _serving(runner, key, plain, facts, program))
+        program.serve_through(
+            lambda key, plain: _serving(runner, key, plain, facts, program), runner.code_changed
+        )
         return runner.memory_changed
 
     # -- verbs of the handle
@@ -228,6 +231,7 @@ class StaticCalls:
             check_addresses=config.check_addresses or None,
             always_check=frozenset(range(facts.count)) - watched,
             no_padding=no_padding,
+            only_marked=facts.partitioned,
             budget=GraphBudget(config.cudagraph_memory_budget, config.cudagraph_time_budget),
         )
 
