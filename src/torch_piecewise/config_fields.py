@@ -127,7 +127,8 @@ class ConfigFields:
         metadata=_is(
             OrNone(Dims(named=False)),
             "Dims traced as sizes about which nothing may be assumed, whatever dynamic_shapes says: "
-            "argument name -> dim or list of dims. None: no such dims.",
+            "argument name -> dim or list of dims. They change from call to call without being named in "
+            "dynamic_arg_dims too. None: no such dims.",
             "capture",
         ),
     )
@@ -167,7 +168,7 @@ class ConfigFields:
         metadata=_is(
             OrNone(ArgumentDim()),
             "The 'argument.dim' that compile_ranges_endpoints and compile_sizes are about; other symbols "
-            "stay symbolic. None: the first dynamic dim.",
+            "stay symbolic. A negative dim counts from the last. None: the first dynamic dim.",
             "capture",
         ),
     )
@@ -199,9 +200,11 @@ class ConfigFields:
             "and None-ness of the call's arguments, training flag, grad mode, autocast, replaced parameters, "
             "buffers and submodules; another attribute changed by hand is not noticed. 'full': these, and "
             "all of Dynamo's own guards; they compare objects of this process and cannot be kept, so that "
-            "each process traces and only compiled pieces come from the store. 'none': nothing; the caller "
-            "promises that every call is like the first but for its dynamic sizes, and one that is not gets "
-            "a wrong answer.",
+            "each process traces and only compiled pieces come from the store. 'none': nothing, and what "
+            "is asked of sizes goes too: neither sizes that have to be equal, nor a size 0 or 1 that the model "
+            "treats apart, nor assume_32_bit_indexing is looked at. The caller promises that every call is "
+            "like the first but for its dynamic sizes, and that those take the same way through the code; one "
+            "that is not gets a wrong answer.",
             "capture",
         ),
     )
@@ -231,7 +234,9 @@ class ConfigFields:
             OrNone(Items(Int(1), "[1, 2, 4, 8]", in_order)),
             "Sizes of the dispatch dim that are captured; a call is padded to the next one. Sorted, each "
             "once. None: a ladder up to max_cudagraph_capture_size whose steps grow with the size, so that "
-            "padding stays under a fifth of what runs; nothing where cudagraph_mode is NONE.",
+            "padding stays under a fifth of what runs. Without a cudagraph_mode nothing is captured, and these "
+            "are only what the word 'cudagraph_capture_sizes' among compile_sizes stands for; sizes that stand "
+            "for nothing are told in the log.",
             "cudagraphs",
             keyed=False,
         ),
@@ -399,7 +404,8 @@ class ConfigFields:
         default=FrozenMap(),
         metadata=_is(
             Table("from a built-in pass's name to True, False or its options", pass_options),
-            "Which built-in passes run, and with what options; those not named run as they come.",
+            "Which built-in passes run, and with what options. Of those not named 'noop_elimination' runs and "
+            "'defunctionalize' does not. Empty, and inductor_passes too: none runs.",
             "passes",
         ),
     )

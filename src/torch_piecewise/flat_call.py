@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.config import Config
+from torch_piecewise.config_advice import advice
 from torch_piecewise.program import Program
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.shapes import dim_text
@@ -61,7 +62,9 @@ def _dynamic_dims(sources: Sequence[str], fakes: Sequence[Any]) -> Iterator[tupl
 
 
 def tell_what_torch_decides(config: Config) -> None:
-    """Log the settings given in code that mean nothing to a backend of torch.compile."""
+    """Log the settings given in code that have no effect, or mean nothing to a backend of torch.compile."""
+    for sentence in advice(config):
+        logger.warning("%s", sentence)
     for row in config.rows():
         if row.name in _TORCH_DECIDES and row.source == "given" and row.value != row.default:
             logger.warning(

@@ -47,6 +47,7 @@ class Supply:
         self.tiers = tiers
         self._on_news = on_news
         self._asked: set[Key] = set()
+        self._failed: set[Key] = set()
         self._lock = threading.Lock()
 
     def ready(self, units: Iterable[Unit]) -> dict[Key, Ready]:
@@ -67,6 +68,12 @@ class Supply:
         """What is ready by now, by fingerprint and range."""
         better = self.tiers.better
         return {**self.tiers.first.made(), **(better.made() if better is not None else {})}
+
+    def given_up(self) -> frozenset[Key]:
+        """What runs as it was traced because its compiler failed."""
+        failed = {key for key, one in self.made().items() if one.artifact is None}
+        with self._lock:
+            return frozenset(failed | self._failed)
 
     def generated_code(self, artifact: Artifact) -> str:
         """The code that its compiler generated, for people; empty where it shows none."""
@@ -100,6 +107,9 @@ class Supply:
             except PiecewiseError as error:
                 if self.tiers.background.is_stopped:
                     return
+                if manager is self.tiers.first:
+                    with self._lock:
+                        self._failed.add(unit.key)
                 logger.warning("%s %s stays as it is: %s", unit.name, unit.range, error)
             else:
                 self._on_news()
