@@ -136,6 +136,7 @@ def test_a_size_that_no_range_serves() -> None:
     [
         ("inducter", ("backend has a value it cannot have", "did you mean 'inductor'")),
         ("tests.test_bad_input.Absent", ("does not resolve to a compiler", "has no attribute 'Absent'")),
+        ("tests.test_bad_input.Refusin", ("does not resolve to a compiler", "did you mean 'Refusing'?")),
         ("no_module.Compiler", ("does not resolve to a compiler", "No module named 'no_module'")),
         ("collections.OrderedDict", ("is not a compiler", "without name, fingerprint, compile, load")),
     ],

@@ -23,7 +23,11 @@ from torch_piecewise.cli import commands
 WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
 SLOW = [page for page in WITH_PYTHON if any(block.note.startswith("slow") for block in python_blocks(page))]
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
-CLASSES = [name for name, one in vars(errors).items() if isinstance(one, type)]
+CLASSES = [
+    name
+    for name, one in vars(errors).items()
+    if isinstance(one, type) and issubclass(one, errors.PiecewiseError)
+]
 SHOWN = [block for page in WITH_PYTHON for block in python_blocks(page) if block.language == "python"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -179,6 +180,23 @@ def test_threads_compile_a_piece_once() -> None:
     for thread in threads:
         thread.join()
     assert len(compiler.compiled) == 1
+
+
+class Guarding(RecordingCompiler):
+    """Relies on an even number of rows."""
+
+    def compile(self, piece: Any, range: Any, options: Any) -> Artifact:
+        return dataclasses.replace(super().compile(piece, range, options), guards=("Eq(Mod(size0, 2), 0)",))
+
+
+def test_whether_a_compiled_piece_serves_a_call_can_be_asked(tmp_path: Path) -> None:
+    made, graph = manager(tmp_path, Guarding()), piece()
+    assert not made.serves(graph, SMALL, [4, torch.randn(4, 4)])
+    made.compile(graph, SMALL)
+    served = [n for n in range(1, 20) if made.serves(graph, SMALL, [n, torch.randn(n, 4)])]
+    assert served == [2, 4, 6, 8]
+    artifact = made.artifact(graph, SMALL)
+    assert artifact is not None and (artifact.piece, artifact.range) == ("graph", SMALL)
 
 
 # The index

@@ -127,7 +127,7 @@ class ArtifactStore:
         meta: dict[str, Json] = {
             "kind": "artifact",
             "compiler": artifact.compiler,
-            "piece": artifact.fingerprint,
+            "piece": artifact.piece,
             "guards": list(artifact.guards),
             "cpu": self.host.as_json(),
         }

@@ -130,7 +130,8 @@ class Workshop:
         if not self.config.cudagraph_mode:
             return None
         with self.bus.phase("stitch"):
-            return replay_facts(call, Ambient.now().autocast, self.config.cudagraph_pad_values)
+            named = self.config.dynamic_dims()
+            return replay_facts(call, Ambient.now().autocast, self.config.cudagraph_pad_values, named)
 
     def _distinct(
         self,

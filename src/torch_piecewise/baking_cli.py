@@ -41,16 +41,20 @@ def bake(target: str, path: Path, signing_key_file: Path | None) -> None:
 
 
 def _made(target: str) -> tuple[Any, Any, dict[str, Any]]:
-    module, _, name = target.partition(":")
+    module, colon, name = target.partition(":")
+    if not colon:
+        raise _no_function(
+            target,
+            "no colon",
+            f"write {target}:FUNCTION, the function that makes the model and its example inputs",
+        )
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{target!r} does not name a function",
-            expected="MODULE:FUNCTION, like mypackage.serving:make",
-            got=str(error),
-            hint="check the spelling, and that the module can be imported from this folder",
-        ) from error
+        hint = "check the spelling, and that the module can be imported from this folder"
+        raise _no_function(target, str(error), hint) from error
+    if not callable(function):
+        raise _no_function(target, f"no function, but {type(function).__name__}", None)
     made = function()
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise ConfigError(
@@ -59,4 +63,20 @@ def _made(target: str) -> tuple[Any, Any, dict[str, Any]]:
             got=type(made).__name__,
         )
     model, inputs, *rest = made
-    return model, inputs, dict(rest[0]) if rest else {}
+    settings = rest[0] if rest else {}
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{target} returned nothing that can be baked",
+            expected="(model, example inputs, settings), the settings a dict of Config fields",
+            got=f"settings of type {type(settings).__name__}",
+        )
+    return model, inputs, settings
+
+
+def _no_function(target: str, got: str, hint: str | None) -> ConfigError:
+    return ConfigError(
+        f"{target!r} does not name a function",
+        expected="MODULE:FUNCTION, like mypackage.serving:make",
+        got=got,
+        hint=hint,
+    )

@@ -41,22 +41,42 @@ def load(
 
     Raises:
         BundleError: the bundle is damaged, or made for another machine, torch, model or code; says which.
+        BundleFileError: it, or the file of weights, cannot be read.
         UntrustedError: it is not signed by the key.
+        StoreError: the key file cannot be read.
+        ConfigError: an argument is of the wrong kind.
     """
-    if not isinstance(model, Module | str | os.PathLike):
-        raise ConfigError(
-            "tp.load needs the weights",
-            expected="an nn.Module, or the path of a safetensors file",
-            got=type(model).__name__,
-        )
-    key_file = signing_key_file or os.environ.get(KEY_VARIABLE)
-    file = read_bundle(Path(path), _verifier(Path(key_file)) if key_file else _trust)
+    _check_arguments(path, model, signing_key_file)
+    key_file = signing_key_file if signing_key_file is not None else os.environ.get(KEY_VARIABLE) or None
+    file = read_bundle(Path(path), _trust if key_file is None else _verifier(Path(key_file)))
     if isinstance(model, Module):
         served = model
     else:
         served = holder_of(file.manifest, read_safetensors(Path(model)), file.members)
     set_compiled_call(served, start(file, served, _registered))
     return served
+
+
+def _check_arguments(path: Any, model: Any, signing_key_file: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(
+            "tp.load takes the bundle first",
+            expected="the path of a file that tp.bake wrote",
+            got=type(path).__name__,
+            hint="tp.load(path, model)",
+        )
+    if not isinstance(model, Module | str | os.PathLike):
+        raise ConfigError(
+            "tp.load needs the weights",
+            expected="an nn.Module, or the path of a safetensors file",
+            got=type(model).__name__,
+        )
+    if not isinstance(signing_key_file, str | os.PathLike | None):
+        raise ConfigError(
+            "signing_key_file of tp.load is no path",
+            expected="the path of a key file, or None",
+            got=repr(signing_key_file),
+        )
 
 
 def _verifier(key_file: Path) -> Verify:

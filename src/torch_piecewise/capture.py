@@ -247,6 +247,16 @@ def _nothing_assumed(config: Config) -> bool:
     return config.dynamic_shapes == "unbacked" or bool(config.unbacked_dims())
 
 
+_CONTEXT_VARIABLE = "ContextVar"
+"""What a function marked with ``runs_eagerly`` asks first."""
+
+_MOVE_IT = "move that code out of the compiled model, or make it a tp.splitting_op"
+_EAGER_MARK = (
+    "a trace goes through functions marked with runs_eagerly: make it a tp.splitting_op, which runs between "
+    "the compiled pieces; with runs_eagerly beneath that, it stays out of graphs of whole calls too"
+)
+
+
 def graph_break_error(error: BaseException, *, unbacked: bool = False) -> GraphBreakError:
     """Dynamo's refusal as ours: file, line, reason, and what to change.
 
@@ -266,7 +276,7 @@ def graph_break_error(error: BaseException, *, unbacked: bool = False) -> GraphB
         f"The model breaks the graph{f' at {where}' if where else ''}",
         expected="code that traces as one graph",
         got=reason,
-        hint=hints or "move that code out of the compiled model, or make it a tp.splitting_op",
+        hint=_EAGER_MARK if _CONTEXT_VARIABLE in reason else hints or _MOVE_IT,
     )
 
 

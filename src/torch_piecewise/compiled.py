@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from torch.compiler import is_dynamo_compiling
 from torch_piecewise.config import Config
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs import BatchDescriptor, BudgetReport, Dispatch
+from torch_piecewise.dispatch import sizes_of
 from torch_piecewise.entry import MISS, Entry
 from torch_piecewise.errors import ConfigError, GuardError
 from torch_piecewise.events import Bus, Counters
+from torch_piecewise.example_call import ExampleCall
 from torch_piecewise.inspection import tell
 from torch_piecewise.observing import Observed
 from torch_piecewise.serving import Serving
@@ -103,6 +105,7 @@ class CompiledCall:
         self._static = StaticCalls(config, self.bus) if config.cudagraph_mode else None
         if self._static is not None:
             self.counters.also(self._static.counts)
+        self._example: ExampleCall | None = None
         self._serving = Serving(
             self._subject,
             self._dims,
@@ -130,7 +133,11 @@ class CompiledCall:
                 raise
         if refused:
             return self._subject.original(*args, **kwargs)  # the model refuses a call in its own words
-        return self._serving.first_call(args, kwargs)
+        before = self.entries
+        result = self._serving.first_call(args, kwargs)
+        if self._example is None or self.entries is not before:
+            self._example = ExampleCall.of(args, kwargs)
+        return result
 
     # -- the handle
 
@@ -186,7 +193,7 @@ class CompiledCall:
             Where the budget of captures stands; None where nothing is captured.
 
         Raises:
-            ConfigError: the mode compiles nothing here.
+            ConfigError: the mode compiles nothing here, or ``sizes`` are no sizes.
             GuardError: the callable has not been traced yet, or a trace does not hold for a size.
             StaticGraphError: a size cannot be captured; those captured before it stay.
         """
@@ -197,7 +204,7 @@ class CompiledCall:
                 got="warmup(sizes)",
                 hint="call the model once with each size instead",
             )
-        wanted = None if sizes is None else (sizes,) if isinstance(sizes, int) else tuple(sizes)
+        wanted = None if sizes is None else sizes_of(sizes)
         if not self.entries:
             raise GuardError(
                 "Nothing has been traced yet",
@@ -233,6 +240,33 @@ class CompiledCall:
         subject.look_again()
         callee = Explained(subject.label, subject.function, subject.signature, self._dims, self.config)
         return explain(callee, inputs, every_break=every_break)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Write a bundle of this model, as ``tp.bake`` does, for ``tp.load(path, model)`` elsewhere.
+
+        The model is traced and compiled anew, ahead of time; what runs here stays as it is.
+
+        Args:
+            path: where to write; an existing file is replaced, by a whole one or not at all.
+            example_inputs: arguments of one call, as for ``tp.bake``; None for a call like the newest one
+                that was traced here.
+            fields: settings other than those it runs under.
+
+        Raises:
+            GuardError: the model has not been called yet, and there are no ``example_inputs``.
+            ConfigError: this is no module, the call cannot be made again, or a setting cannot be baked.
+            BundleError, PieceCompileError: as ``tp.bake``.
+        """
+        # Imported for its cost: serving never bakes.
+        from torch_piecewise.saving import save
+
+        save(self._subject, self.config, self.tag.name, self._example, path, example_inputs, fields)
 
     def count_calls(self) -> None:
         """From now on count calls by size, for the report; as the setting ``count_calls`` does."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from torch_piecewise.capture_sizes import default_capture_sizes
 from torch_piecewise.config_fields import CAPTURE_SIZES, ConfigFields, Setting
 from torch_piecewise.config_ingredients import as_text, stable_name
 from torch_piecewise.config_rules import contradiction
@@ -144,7 +145,7 @@ class Config(ConfigFields):
             return tuple(self.cudagraph_capture_sizes)
         if not self.cudagraph_mode:
             return ()
-        return capture_ladder(self.max_cudagraph_capture_size or DEFAULT_MAX_CAPTURE_SIZE)
+        return default_capture_sizes(self.max_cudagraph_capture_size or DEFAULT_MAX_CAPTURE_SIZE)
 
     def resolved_compile_sizes(self) -> tuple[int, ...]:
         """``compile_sizes`` as plain numbers, sorted, each once."""
@@ -217,15 +218,6 @@ def settings() -> dict[str, Setting]:
 def env_var(name: str) -> str:
     """The environment variable of a field."""
     return ENV_PREFIX + name.upper()
-
-
-def capture_ladder(largest: int) -> tuple[int, ...]:
-    """Sizes from 1 to ``largest`` with four steps to each doubling: 1, 2, ..., 8, 10, 12, 14, 16, 20, ...
-
-    Padding a size to the next of them wastes less than a fifth of the padded size.
-    """
-    sizes = (n for n in range(1, largest) if n % (1 << max(0, n.bit_length() - 3)) == 0)
-    return (*sizes, largest)
 
 
 def _refuse_unknown(fields: Mapping[str, object]) -> None:

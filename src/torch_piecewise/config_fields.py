@@ -201,10 +201,10 @@ class ConfigFields:
             "buffers and submodules; another attribute changed by hand is not noticed. 'full': these, and "
             "all of Dynamo's own guards; they compare objects of this process and cannot be kept, so that "
             "each process traces and only compiled pieces come from the store. 'none': nothing, and what "
-            "is asked of sizes goes too: neither sizes that have to be equal, nor a size 0 or 1 that the model "
-            "treats apart, nor assume_32_bit_indexing is looked at. The caller promises that every call is "
-            "like the first but for its dynamic sizes, and that those take the same way through the code; one "
-            "that is not gets a wrong answer.",
+            "is asked of sizes goes too: neither sizes that have to be equal, nor a size 0 or 1 that the "
+            "model treats apart, nor assume_32_bit_indexing is looked at. The caller promises that every call "
+            "is like the first but for its dynamic sizes, and that those take the same way through the code; "
+            "one that is not gets a wrong answer.",
             "capture",
         ),
     )
@@ -233,10 +233,9 @@ class ConfigFields:
         metadata=_is(
             OrNone(Items(Int(1), "[1, 2, 4, 8]", in_order)),
             "Sizes of the dispatch dim that are captured; a call is padded to the next one. Sorted, each "
-            "once. None: a ladder up to max_cudagraph_capture_size whose steps grow with the size, so that "
-            "padding stays under a fifth of what runs. Without a cudagraph_mode nothing is captured, and these "
-            "are only what the word 'cudagraph_capture_sizes' among compile_sizes stands for; sizes that stand "
-            "for nothing are told in the log.",
+            "once. None: 1, 2, 4, each 8 to 256 and each 16 beyond, up to max_cudagraph_capture_size. Without a "
+            "cudagraph_mode nothing is captured, and these are only what the word 'cudagraph_capture_sizes' "
+            "among compile_sizes stands for; sizes that stand for nothing are told in the log.",
             "cudagraphs",
             keyed=False,
         ),
@@ -404,8 +403,8 @@ class ConfigFields:
         default=FrozenMap(),
         metadata=_is(
             Table("from a built-in pass's name to True, False or its options", pass_options),
-            "Which built-in passes run, and with what options. Of those not named 'noop_elimination' runs and "
-            "'defunctionalize' does not. Empty, and inductor_passes too: none runs.",
+            "Which built-in passes run, and with what options. Of those not named 'noop_elimination' runs "
+            "and 'defunctionalize' does not. Empty, and inductor_passes too: none runs.",
             "passes",
         ),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
-from torch_piecewise.errors import DispatchError
+from torch_piecewise.errors import ConfigError, DispatchError
 from torch_piecewise.ranges import Range
 
 Key = TypeVar("Key", bound=Hashable)
@@ -33,6 +33,25 @@ def serving_range(size: int, ranges: Sequence[Range], exact: Sequence[int] = ())
         got=str(size),
         hint="add an endpoint to compile_ranges_endpoints, or the size to compile_sizes",
     )
+
+
+def sizes_of(given: int | Iterable[int]) -> tuple[int, ...]:
+    """Sizes of the dispatch dim that somebody asks to be made ready, as given; one alone counts too.
+
+    Raises:
+        ConfigError: something among them is no size.
+    """
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    sizes: tuple[object, ...] = tuple(given) if several else (given,)  # type: ignore[arg-type]
+    found = tuple(one for one in sizes if isinstance(one, int) and not isinstance(one, bool) and one >= 0)
+    if len(found) < len(sizes):
+        wrong = next(one for one in sizes if isinstance(one, bool) or one not in found)
+        raise ConfigError(
+            "warmup takes sizes",
+            expected="integers >= 0, such as warmup([1, 2, 4])",
+            got=repr(wrong),
+        )
+    return found
 
 
 class SizeTable(Generic[Key, Value]):

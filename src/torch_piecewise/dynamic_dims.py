@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ def dynamic_dims(function: Callable[..., Any], config: Config) -> Dims:
     parameters = inspect.signature(function).parameters
     unbacked: Dims = {name: dict.fromkeys(dims) for name, dims in config.unbacked_dims().items()}
     _check_arguments("mark_unbacked_dims", unbacked, function)
+    _check_arguments("cudagraph_pad_values", config.cudagraph_pad_values, function)
     if config.dynamic_arg_dims is not None:
         _check_arguments("dynamic_arg_dims", config.dynamic_dims(), function)
         return _with(config.dynamic_dims(), unbacked)
@@ -116,10 +117,10 @@ def _with(dims: Dims, others: Dims) -> Dims:
     return {name: {**dims.get(name, {}), **others.get(name, {}), **dims.get(name, {})} for name in names}
 
 
-def _check_arguments(field: str, dims: Dims, function: Callable[..., Any]) -> None:
+def _check_arguments(field: str, names: Iterable[str], function: Callable[..., Any]) -> None:
     parameters = inspect.signature(function).parameters
     takes_any_name = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    for name in dims:
+    for name in names:
         if name not in parameters and not takes_any_name:
             near = difflib.get_close_matches(name, parameters, n=3)
             raise ConfigError(

@@ -21,6 +21,7 @@ Each one is also a subclass of the builtin that people already catch::
     │   └── UntrustedError                  a root, bundle or blob is not to be trusted
     ├── MissError          (RuntimeError)   ``on_miss="error"`` and the store had no entry
     └── BundleError        (ValueError)     a bundle does not fit this machine, model or key
+        └── BundleFileError  (OSError)          ... or a file of it cannot be read or written
 
 A message says what went wrong, what was expected, what was given, and what to do, in that order.
 """
@@ -33,8 +34,9 @@ from collections.abc import Iterable
 
 def did_you_mean(given: object, known: Iterable[str]) -> str | None:
     """A hint that names what was probably meant; None where nothing known is near."""
-    near = difflib.get_close_matches(str(given).lower(), list(known), n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else None
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(str(given).lower(), by_lower, n=3)
+    return f"did you mean {' or '.join(repr(by_lower[name]) for name in near)}?" if near else None
 
 
 class PiecewiseError(Exception):
@@ -152,3 +154,7 @@ class MissError(PiecewiseError, RuntimeError):
 
 class BundleError(PiecewiseError, ValueError):
     """A bundle does not fit this machine, model or key."""
+
+
+class BundleFileError(BundleError, OSError):
+    """A bundle, or the weights beside it, cannot be read or written; says what the system says."""

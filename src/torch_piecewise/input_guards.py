@@ -22,10 +22,10 @@ from torch_piecewise.torch_private.dynamo import InputGuard, RawCapture
 from torch_piecewise.torch_private.shapes import size_sources, symbol_sources
 
 _CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, complex)
-_BY_VALUE = frozenset(("CONSTANT_MATCH", "EQUALS_MATCH", "NONE_MATCH", "BOOL_MATCH", "BOOL_FALSE"))
+BY_VALUE = frozenset(("CONSTANT_MATCH", "EQUALS_MATCH", "NONE_MATCH", "BOOL_MATCH", "BOOL_FALSE"))
 _BY_CONTENTS = frozenset(("SET_CONTAINS", "SET_NOT_CONTAINS"))
-_BY_LENGTH = frozenset(("SEQUENCE_LENGTH", "LIST_LENGTH", "TUPLE_LENGTH", "DICT_LENGTH", "RANGE_MATCH"))
-_BY_KEYS = frozenset(
+BY_LENGTH = frozenset(("SEQUENCE_LENGTH", "LIST_LENGTH", "TUPLE_LENGTH", "DICT_LENGTH", "RANGE_MATCH"))
+BY_KEYS = frozenset(
     (
         "DICT_KEYS",
         "DICT_KEYS_MATCH",
@@ -35,7 +35,7 @@ _BY_KEYS = frozenset(
         "MAPPING_KEYS_CHECK",
     )
 )
-_BY_IDENTITY = frozenset(("ID_MATCH", "CLASS_MATCH", "FUNCTION_MATCH", "MODULE_MATCH", "BUILTIN_MATCH"))
+BY_IDENTITY = frozenset(("ID_MATCH", "CLASS_MATCH", "FUNCTION_MATCH", "MODULE_MATCH", "BUILTIN_MATCH"))
 _BY_TYPE = frozenset(("TYPE_MATCH", "NN_MODULE", "DATA_PTR_MATCH", "WEAKREF_ALIVE"))
 _BY_ATTRIBUTE = frozenset(("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"))
 
@@ -144,7 +144,7 @@ class _Writer:
         made = []
         for guard in self._raw.guards:
             value = self._value(guard.path) if guard.path.startswith("G['") else _ABSENT
-            if guard.kind not in _BY_VALUE or not isinstance(value, bool | int | float | str | None):
+            if guard.kind not in BY_VALUE or not isinstance(value, bool | int | float | str | None):
                 continue
             match = _GLOBAL.match(guard.path)
             if match is None or match["name"].partition("_dot_")[0] in ("torch", "__import_torch"):
@@ -188,15 +188,15 @@ class _Writer:
         local, kind = self._local(guard.path), guard.kind
         if kind == "TENSOR_MATCH" and isinstance(value, torch.Tensor):
             return self._tensor(guard.path, local, value)
-        if kind in _BY_VALUE or kind in _BY_CONTENTS:
+        if kind in BY_VALUE or kind in _BY_CONTENTS:
             return self._constant(guard.path, local, value)
-        if kind in _BY_LENGTH:
+        if kind in BY_LENGTH:
             return Check(
                 f"{self._type_is(guard.path, local, value)} and len({local}) == {len(value)}",
                 f"{local} had length {len(value)}",
                 f"len({local}) if hasattr({local}, '__len__') else type({local}).__name__",
             )
-        if kind in _BY_KEYS and isinstance(value, Mapping):
+        if kind in BY_KEYS and isinstance(value, Mapping):
             return Check(
                 f"{self._type_is(guard.path, local, value)} and list({local}) == {list(value)!r}",
                 f"{local} had keys {list(value)!r}",
@@ -216,7 +216,7 @@ class _Writer:
             return Check(
                 f"getattr({local}, '__code__', None) == {code}", f"{local} was {value!r}", f"repr({local})"
             )
-        if kind in _BY_IDENTITY or kind == "CLOSURE_MATCH":
+        if kind in BY_IDENTITY or kind == "CLOSURE_MATCH":
             kept = self._keep("value", guard.path, value)
             return Check(f"{local} is {kept}", f"{local} was another object", f"repr({local})")
         if kind in _BY_TYPE:

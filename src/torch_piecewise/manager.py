@@ -217,6 +217,25 @@ class CompilerManager:
             return None
         return self._ready[self._unit(piece, range, example_inputs).key].artifact
 
+    def serves(self, piece: PieceLike, range: Range, inputs: Sequence[Any]) -> bool:
+        """Whether what :meth:`compile` returned for ``range`` may be called with these inputs.
+
+        It may where ``range`` has their size, and where what the compiler relied on beside that
+        (``Artifact.guards``) holds; ``tp.compile`` asks so for each new size. False where :meth:`load` finds
+        nothing.
+
+        Args:
+            piece, range: as for :meth:`load`.
+            inputs: the piece's inputs, in order.
+        """
+        if self.load(piece, range, inputs) is None:
+            return False
+        # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
+        from torch_piecewise.manager_pieces import piece_of, serves
+
+        ready = self._ready[self._unit(piece, range, inputs).key]
+        return serves(piece_of(piece, inputs), range, inputs, ready.artifact)
+
     def compile_context(self, range: Range) -> AbstractContextManager[object]:
         """What is in force around each compile for ``range``: ``tp.get_pass_context()`` answers inside.
 

@@ -31,6 +31,7 @@ class ReplayFacts:
         no_padding: why calls are not padded; empty where they may be.
         no_full: why a whole call cannot be one graph; empty where it can.
         refusal: why nothing can be captured; empty where it can.
+        unclear: why nobody can tell what is to be padded; empty where it is clear.
     """
 
     line: Stitched
@@ -45,3 +46,4 @@ class ReplayFacts:
     no_padding: str = ""
     no_full: str = ""
     refusal: str = ""
+    unclear: str = ""

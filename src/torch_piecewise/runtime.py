@@ -12,15 +12,15 @@ import torch
 from torch_piecewise.call_checks import check_functions
 from torch_piecewise.dispatch import SizeTable, serving_range
 from torch_piecewise.errors import BundleError, GuardError
-from torch_piecewise.model_state import State, StateInput
-from torch_piecewise.piece import TensorSpec
 from torch_piecewise.ranges import Range
 from torch_piecewise.relations import Relation
 from torch_piecewise.runtime_file import BundleFile
 from torch_piecewise.runtime_host import check_host
+from torch_piecewise.runtime_model import check_modules
 from torch_piecewise.runtime_names import FindOp, resolve
 from torch_piecewise.runtime_piece import start_piece
 from torch_piecewise.runtime_result import result_function
+from torch_piecewise.runtime_state import bind_state
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 
 _MISS: Any = object()
@@ -72,7 +72,8 @@ def start(file: BundleFile, model: torch.nn.Module, find_op: FindOp) -> BundleCa
     """
     manifest = file.manifest
     check_host(manifest["host"], has_code=any("payload" in one for one in manifest["code"].values()))
-    state = bind_state(manifest, model)
+    state = bind_state(manifest["state"], model)
+    check_modules(manifest["modules"], model)
     program = _Program(file, find_op)
     scope: dict[str, Any] = {
         **{name.replace("§", "_tp_"): value for name, value in check_functions().items()},
@@ -89,66 +90,14 @@ def start(file: BundleFile, model: torch.nn.Module, find_op: FindOp) -> BundleCa
     }
     for name, value in manifest["scope"].items():
         scope[name] = resolve(value, find_op)
-    for name, (path, table) in manifest["holders"].items():
-        scope[name] = getattr(model.get_submodule(path), table)
+    places = dict(model.named_modules(remove_duplicate=False))
+    for table, paths in manifest["holders"].items():
+        scope |= {name: getattr(places[path], table) for name, path in paths.items()}
     source = file.text("entry.py")
     exec(compile(source, "<torch-piecewise bundle entry>", "exec"), scope)
+    # Python says it of a call with other arguments.
+    scope["entry"].__qualname__ = f"{manifest['model']}.forward"
     return BundleCall(source, scope["entry"], scope["explain"])
-
-
-# -- parameters and buffers
-
-
-def bind_state(manifest: Mapping[str, Any], model: torch.nn.Module) -> State:
-    """Find everything that the bundle reads of the model, and check it.
-
-    Raises:
-        BundleError: names the first parameter or buffer that is missing or differs.
-    """
-    inputs: list[StateInput] = []
-    children: dict[str, tuple[dict[str, Any], str]] = {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for entry in manifest["state"]:
-        path, expected = entry["name"], f"{entry['dtype']} {_shape(entry['size'])} on {entry['device']}"
-        if path is None:
-            inputs.append(StateInput(entry["expression"], None, entry["expression"], _spec(entry, False)))
-            continue
-        owner, _, name = path.rpartition(".")
-        table = getattr(modules.get(owner), entry["table"], {})
-        tensor = table.get(name)
-        if tensor is None:
-            raise _misfit(path, expected, f"no {entry['table'][1:-1]} of that name")
-        got = f"{str(tensor.dtype).removeprefix('torch.')} {_shape(tensor.shape)} on {tensor.device}"
-        if got != expected:
-            raise _misfit(path, expected, got)
-        if list(tensor.stride()) != entry["stride"]:
-            raise _misfit(path, f"strides {_shape(entry['stride'])}", f"strides {_shape(tensor.stride())}")
-        inputs.append(StateInput(path, table, name, _spec(entry, tensor.requires_grad)))
-        parts = owner.split(".") if owner else []
-        for count, part in enumerate(parts):
-            above = modules[".".join(parts[:count])]
-            children.setdefault(".".join(parts[: count + 1]), (above._modules, part))
-    watched = [(path, holder, name) for path, (holder, name) in children.items()]
-    return State(inputs, watched, list(modules.values()))
-
-
-def _spec(entry: Mapping[str, Any], requires_grad: bool) -> TensorSpec:
-    size, stride = tuple(entry["size"]), tuple(entry["stride"])
-    dtype, device = getattr(torch, entry["dtype"]), torch.device(entry["device"])
-    return TensorSpec(dtype, device, size, stride, requires_grad=requires_grad)
-
-
-def _shape(dims: Any) -> str:
-    return f"[{', '.join(map(str, dims))}]"
-
-
-def _misfit(path: str, expected: str, got: str) -> BundleError:
-    return BundleError(
-        f"The model does not fit the bundle: {path} differs",
-        expected=expected,
-        got=got,
-        hint="load the weights, dtype and device that the bundle was baked with, or bake it for these",
-    )
 
 
 # -- the straight line

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from torch_piecewise.errors import BundleError
+from torch_piecewise.errors import BundleError, BundleFileError, PiecewiseError
 
-FORMAT = "torch-piecewise bundle 1"
+FORMAT = "torch-piecewise bundle 2"
 MANIFEST, SIGNATURE = "manifest.json", "signature"
-_MALFORMED = (ValueError, KeyError, TypeError)
+_MALFORMED = (
+    zipfile.BadZipFile,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
 _LIMIT = 1 << 26
 """Bytes of a manifest at most; what it lists says its own size."""
 
@@ -56,16 +66,17 @@ def write_bundle(
         sign: the signature of the manifest's document; None for none.
 
     Raises:
-        OSError: as the system says.
+        BundleFileError: it cannot be written; says why.
     """
     listed = {name: {"sha256": digest(data), "bytes": len(data)} for name, data in sorted(members.items())}
     document = {"format": FORMAT, **manifest, "members": listed}
     signature = sign(document)
+    check_place(path)
     sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with sibling.open("xb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr(_entry(MANIFEST), json.dumps(document, indent=1, sort_keys=True))
+                archive.writestr(_entry(MANIFEST), _text(document))
                 if signature is not None:
                     archive.writestr(_entry(SIGNATURE), signature)
                 for name, data in members.items():
@@ -73,8 +84,65 @@ def write_bundle(
             file.flush()
             os.fsync(file.fileno())
         sibling.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error), error.errno) from error
     finally:
-        sibling.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong is said already
+            sibling.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that no file can be written to, as far as that can be told beforehand.
+
+    Raises:
+        BundleFileError: says why.
+    """
+    if path.is_dir():
+        raise _unwritable(path, f"{path} is a folder", errno.EISDIR)
+    if not path.parent.is_dir():
+        raise _unwritable(path, f"no folder {path.parent}", errno.ENOENT)
+    if not os.access(path.parent, os.W_OK):
+        raise _unwritable(path, f"{path.parent} is not for this user to write to", errno.EACCES)
+
+
+def _unwritable(path: Path, got: str, number: int | None) -> BundleFileError:
+    refusal = BundleFileError(
+        f"The bundle {path} cannot be written",
+        expected="a path in a folder that exists and that this user may write to",
+        got=got,
+        hint="make the folder, or name another path",
+    )
+    refusal.errno = number
+    return refusal
+
+
+@contextlib.contextmanager
+def opened(path: Path, what: str, expected: str) -> Iterator[IO[bytes]]:
+    """The file, open for reading.
+
+    Raises:
+        BundleFileError: it cannot be opened, or the system fails to read it in the block.
+    """
+    try:
+        with path.open("rb") as file:
+            yield file
+    except PiecewiseError:
+        raise
+    except OSError as error:
+        refusal = BundleFileError(
+            f"The {what} {path} cannot be read",
+            expected=expected,
+            got=error.strerror or str(error),
+            hint="check the path, and that this user may read it",
+        )
+        refusal.errno = error.errno
+        raise refusal from error
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    """JSON with a line for each part: a part may have thousands of rows."""
+    parts = (f"{json.dumps(name)}: {json.dumps(document[name], sort_keys=True)}" for name in sorted(document))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
@@ -90,21 +158,27 @@ def read_bundle(path: Path, verify: Verify) -> BundleFile:
 
     Raises:
         BundleError: it is no bundle, damaged, or holds what it does not list.
+        BundleFileError: it cannot be read.
         UntrustedError: ``verify`` refuses it.
-        OSError: it cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(path, archive, verify)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, *_MALFORMED) as error:
-        if isinstance(error, BundleError):
+    with opened(path, "bundle", "a file that tp.bake wrote") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _read(path, archive, verify)
+        except PiecewiseError:
             raise
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    except Exception as error:
-        # zlib and struct raise errors of their own on damaged bytes.
-        if type(error).__module__ in ("zlib", "struct", "_struct"):
+        except Exception as error:
+            if not _is_damage(error):
+                raise
             raise _damaged(path, f"{type(error).__name__}: {error}") from error
-        raise
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether ``error`` comes from the bytes that were read."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EINVAL  # a place in the file that cannot be
+    # zlib and struct raise errors of their own on damaged bytes.
+    return isinstance(error, _MALFORMED) or type(error).__module__ in ("zlib", "struct", "_struct")
 
 
 def _read(path: Path, archive: zipfile.ZipFile, verify: Verify) -> BundleFile:

@@ -6,13 +6,15 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from torch_piecewise.errors import BundleError
+from torch_piecewise.runtime_file import opened
+from torch_piecewise.runtime_state import state_rows
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -41,9 +43,9 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         BundleError: it is no safetensors file, or it is cut off.
-        OSError: it cannot be read.
+        BundleFileError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with opened(path, "weights", "a safetensors file") as file:
         size = path.stat().st_size
         if size < _HEADER.size:
             raise _broken(path, f"{size} bytes")
@@ -94,40 +96,57 @@ def holder_of(
     Args:
         tensors: by name; one saved under another name of the same parameter (tied weights) is found.
         members: of the bundle; holds the buffers that no file of weights has.
+
+    Raises:
+        BundleError: the file has different tensors under the names of one.
     """
     root = torch.nn.Module()
     places = {"": root}
-    for path, training in manifest["modules"]:
+    modules, state = manifest["modules"], manifest["state"]
+    for path, kind in modules["rows"]:
         if path:
             parent, _, name = path.rpartition(".")
             places[path] = torch.nn.Module()
             places[parent].add_module(name, places[path])
-        places[path].training = training
-    for entry in manifest["state"]:
-        if entry["name"] is None:
-            continue
-        tensor = _found(entry, tensors, members)
-        if tensor is None:
-            continue
-        parameter = torch.nn.Parameter(tensor, requires_grad=False)
-        for path in (entry["name"], *entry["aliases"]):
-            parent, _, name = path.rpartition(".")
-            if entry["table"] == "_parameters":
-                places[parent].register_parameter(name, parameter)
-            else:
-                places[parent].register_buffer(name, tensor)
+        places[path].training = modules["kinds"][kind]["training"]
+    for first, kind in state_rows(state):
+        names = (first, *state["aliases"].get(first, ()))
+        tensor = _found(names, kind, tensors)
+        if tensor is None and first in state["members"]:
+            tensor = _from_member(members[state["members"][first]], kind)
+        if tensor is not None:
+            _register(tensor, names, kind["table"], places)
     return root
 
 
+def _register(
+    tensor: torch.Tensor, names: Sequence[str], table: str, places: Mapping[str, torch.nn.Module]
+) -> None:
+    parameter = torch.nn.Parameter(tensor, requires_grad=False)
+    for path in names:
+        parent, _, name = path.rpartition(".")
+        if table == "_parameters":
+            places[parent].register_parameter(name, parameter)
+        else:
+            places[parent].register_buffer(name, tensor)
+
+
 def _found(
-    entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], members: Mapping[str, bytes]
+    names: Sequence[str], kind: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> torch.Tensor | None:
-    for name in (entry["name"], *entry["aliases"]):
-        if name in tensors:
-            return tensors[name].to(entry["device"])
-    if entry["member"] is None:
-        return None
-    content = bytearray(members[entry["member"]])
-    dtype, size = getattr(torch, entry["dtype"]), entry["size"]
-    flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-    return flat.reshape(size).to(entry["device"])
+    saved = [name for name in names if name in tensors]
+    for other in saved[1:]:
+        if not torch.equal(tensors[saved[0]], tensors[other]):
+            raise BundleError(
+                f"The weights do not fit the bundle: {other} differs from {saved[0]}",
+                expected="one tensor under both names, as in the model that was baked",
+                got="two tensors",
+                hint="bake a model in which they are two",
+            )
+    return tensors[saved[0]].to(kind["device"]) if saved else None
+
+
+def _from_member(content: bytes, kind: Mapping[str, Any]) -> torch.Tensor:
+    dtype = getattr(torch, kind["dtype"])
+    flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+    return flat.reshape(kind["size"]).to(kind["device"])

@@ -120,7 +120,8 @@ def _checked_devices(name: str, device_types: str | Sequence[str] | None) -> tup
 def _infer(name: str, body: FunctionType, written: tuple[str, ...]) -> str:
     check_signature(name, body, written)
     try:
-        return torch.library.infer_schema(body, mutates_args=written)
+        # A decorated body: its annotations are texts about the module of what it wraps.
+        return torch.library.infer_schema(inspect.unwrap(body), mutates_args=written)
     except ValueError as error:
         raise unsupported_type(name, body, error) from error
 

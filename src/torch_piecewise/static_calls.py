@@ -78,9 +78,10 @@ class StaticCalls:
             return lambda: None
         backend = self._backend_for(facts)
         mode = self._mode(facts)
-        if facts.refusal:
-            self._say(f"static graphs are not captured: {facts.refusal}")
-        if backend is None or facts.refusal or not mode:
+        refusal = facts.refusal or (facts.unclear if self._config.cudagraph_padding == "auto" else "")
+        if refusal:
+            self._say(f"static graphs are not captured: {refusal}")
+        if backend is None or refusal or not mode:
             return lambda: None
         runner = self._runner(program, facts, backend, mode, watched)
         self._runners = {**self._runners, program: runner}

@@ -26,6 +26,7 @@ from torch_piecewise.torch_private.nodes import (
     storage_key,
 )
 from torch_piecewise.torch_private.shapes import describe_input, dim_text, symbol_names
+from torch_piecewise.trace_facts_sizes import unclear_sizes
 
 _ARGUMENT = re.compile(r"L\['(\w+)'\]")
 _PLAIN_ARGUMENT = re.compile(r"L\['(\w+)'\]$")
@@ -54,12 +55,14 @@ def replay_facts(
     call: TracedCall,
     autocast: tuple[tuple[str, torch.dtype], ...],
     pad_values: Mapping[str, float | int | bool],
+    named: Mapping[str, Mapping[int, str | None]],
 ) -> ReplayFacts:
     """Read the facts off a trace.
 
     Args:
         autocast: what autocast is on for.
         pad_values: what named arguments are padded with, instead of 0.
+        named: argument -> dim -> the name that was given to its size; None where none was.
     """
     reader = _Reader(call, pad_values)
     cuts = [item.submod_name for item in call.plan.items if item.is_splitting_graph]
@@ -77,6 +80,7 @@ def replay_facts(
         no_padding=reader.no_padding(),
         no_full=reader.no_full(),
         refusal=reader.refusal(),
+        unclear=unclear_sizes(call.plan, call.dispatch, reader.shapes_by_name(), named),
     )
 
 
@@ -194,6 +198,11 @@ class _Reader:
         output = next(iter(reversed(self._call.graph.graph.nodes)))
         results = output.args[0]
         return results if isinstance(results, tuple | list) else (results,)
+
+    def shapes_by_name(self) -> dict[str, Sequence[Dim]]:
+        """Shapes of the tensors that are arguments themselves."""
+        fakes = {name: self._fakes[at] for name, at in self.names.items()}
+        return {name: [dim_text(size) for size in fake.shape] for name, fake in fakes.items()}
 
     def device(self) -> torch.device | None:
         tensors = [fake for fake in self._fakes if isinstance(fake, torch.Tensor)]

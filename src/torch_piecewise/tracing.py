@@ -21,6 +21,7 @@ from torch_piecewise.events import Bus, GraphCaptured
 from torch_piecewise.input_guards import convention_of
 from torch_piecewise.inspection import Inspection
 from torch_piecewise.managers import Managers
+from torch_piecewise.torch_private.dynamo import InputGuard
 from torch_piecewise.torch_private.shapes import describe_input
 from torch_piecewise.torch_private.structured_trace import under_compile_of
 
@@ -33,12 +34,16 @@ class Traced:
         sources: files of all code that the trace ran through.
         companions: writes texts for people: file name -> text.
         inspection: takes more for people.
+        guards: everything that the trace read.
+        changed: sources of the graph inputs that it changes in place.
     """
 
     entry: Entry
     sources: tuple[str, ...]
     companions: Callable[[], dict[str, str]]
     inspection: Inspection
+    guards: tuple[InputGuard, ...]
+    changed: tuple[str, ...]
 
 
 class Tracer:
@@ -117,6 +122,8 @@ class Tracer:
                 "runner.py": program.stitched.source,
             },
             inspection=inspection,
+            guards=raw.guards,
+            changed=tuple(changed),
         )
 
 

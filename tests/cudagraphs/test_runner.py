@@ -459,7 +459,7 @@ def test_without_copying_inputs_must_lie_where_they_lay():
     torch.testing.assert_close(runner(x, model.weight)[0], model.eager(x))
     torch.testing.assert_close(runner(buffers[4][:3], model.weight)[0], model.eager(x[:3]))
     assert rows(runner) == [
-        (3, None, NONE, 1, "input 0 is not the captured one"),
+        (3, None, NONE, 1, "calls are not padded where inputs are not copied"),
         (4, None, NONE, 1, "input 0 is not the captured one"),
         (4, 4, PIECEWISE, 1, ""),
     ]

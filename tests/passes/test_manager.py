@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch_piecewise.passes.defunctionalize import Defunctionalize
 from torch_piecewise.passes.function import FunctionPass
 from torch_piecewise.passes.manager import EVERY_SIZE, PassManager
 from torch_piecewise.passes.noop_elimination import NoopElimination
+from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.ranges import Range
 from torch_piecewise.torch_private.inductor_pass import InductorGraphPass
 from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
@@ -70,6 +72,10 @@ class Note(GraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         self.seen.append(get_pass_context().compile_range)
+
+
+def refuse(graph: fx.Graph) -> None:
+    raise ValueError("not this graph")
 
 
 def nothing(graph: fx.Graph) -> int:
@@ -364,6 +370,30 @@ def test_settings_name_passes_and_their_options():
     )
 
 
+def test_records_dumps_and_errors_call_passes_as_the_settings_do(tmp_path):
+    manager = PassManager()
+    passes = {"tangent": Append(aten.tan.default), "ours": Append(), "breaks": refuse}
+    manager.configure({"inductor_passes": passes, "debug_dump_path": tmp_path})
+    manager.add(nothing)
+    with pytest.raises(PassError) as caught:
+        manager(graph())
+    assert caught.value.what == (
+        "The pass breaks (refuse) raised an error (range [0, inf]; passes before it: "
+        "noop_elimination (NoopElimination), tangent (Append), ours (Append))"
+    )
+    assert [record.name for record in manager.records] == ["noop_elimination", "tangent", "ours"]
+    dumps = sorted(path.name for path in (tmp_path / "passes" / "0-inf.0").glob("*.before.txt"))
+    assert dumps == [f"0{i}_{name}.before.txt" for i, name in enumerate(["noop_elimination", *passes])]
+    plan = PassPlan.configured({"inductor_passes": passes}).and_([nothing])
+    assert [name for name, _uuid in plan.named()] == ["noop_elimination", *passes, "nothing", "clean_up"]
+
+
+def test_another_name_for_a_pass_does_nothing_else():
+    one, other = (PassPlan.configured({"inductor_passes": {name: Append()}}) for name in ("a", "b"))
+    assert one == other
+    assert one.fingerprint() == other.fingerprint()
+
+
 def test_settings_may_be_an_object():
     manager = PassManager()
     manager.configure(SimpleNamespace(inductor_passes=None, pass_config={"noop_elimination": False}))
@@ -392,7 +422,42 @@ def test_a_pass_added_after_configuring_runs_before_the_closing_ones():
             (
                 "pass_config names a pass that there is not\n"
                 "  expected: one of noop_elimination, defunctionalize\n"
-                "  got: fuse"
+                "  got: fuse\n"
+                "  to do: name it in inductor_passes, or leave it out"
+            ),
+        ),
+        (
+            {
+                "pass_config": {"noop_eliminaton": True, "tangnt": True},
+                "inductor_passes": {"tangent": nothing},
+            },
+            (
+                "pass_config names a pass that there is not\n"
+                "  expected: one of noop_elimination, defunctionalize, tangent\n"
+                "  got: noop_eliminaton, tangnt\n"
+                "  to do: did you mean 'noop_elimination'?; did you mean 'tangent'?"
+            ),
+        ),
+        (
+            {"inductor_passes": {"tangent": "torch_piecewise.passes.cleanup.CleanUpp"}},
+            (
+                "inductor_passes['tangent']: "
+                "the pass 'torch_piecewise.passes.cleanup.CleanUpp' does not exist\n"
+                "  expected: an attribute 'CleanUpp' of torch_piecewise.passes.cleanup\n"
+                "  got: torch_piecewise.passes.cleanup without it\n"
+                "  to do: did you mean 'CleanUp'?"
+            ),
+        ),
+        (
+            {
+                "inductor_passes": {"tangent": f"{__name__}.Append"},
+                "pass_config": {"tangent": {"targt": aten.tan.default}},
+            },
+            (
+                "inductor_passes['tangent']: the pass Append cannot be made from its options\n"
+                f"  expected: Append{inspect.signature(Append)}\n"
+                "  got: targt=<OpOverload(op='aten.tan', overload='default')>\n"
+                "  to do: did you mean 'target'?"
             ),
         ),
         (

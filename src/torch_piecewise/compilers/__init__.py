@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.compilers.eager import EagerCompiler
 from torch_piecewise.config import Config
-from torch_piecewise.errors import ConfigError
+from torch_piecewise.errors import ConfigError, did_you_mean
 
 __all__ = ["CompileOptions", "Compiler", "make_compiler"]
 
@@ -44,7 +45,7 @@ def make_compiler(backend: str | Config | Compiler | type[Any]) -> Compiler:
             f"backend {backend!r} is not a compiler",
             expected="an object with name, fingerprint(), compile(piece, range, options), load(artifact)",
             got=f"{type(made).__name__} without {', '.join(missing)}",
-            hint="see 'Writing a compiler' in the docs",
+            hint="see 'Writing a compiler' in docs/compilers.md",
         )
     compiler: Compiler = made
     return compiler
@@ -53,12 +54,16 @@ def make_compiler(backend: str | Config | Compiler | type[Any]) -> Compiler:
 def _resolve(name: str) -> Any:
     dotted = _BUILT_IN.get(name, name)
     module_name, _, attribute = dotted.rpartition(".")
+    known: Iterable[str] = _BUILT_IN
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
+        known = [public for public in dir(module) if not public.startswith("_")]
+        return getattr(module, attribute)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: no dot
         raise ConfigError(
             f"backend {name!r} does not resolve to a compiler",
             expected=f"one of {', '.join(sorted(_BUILT_IN))}, or the dotted name of a class",
-            got=str(error),
-            hint="check the spelling, and that the module can be imported here",
+            got=str(error) if module_name else f"{name!r}, which has no dot",
+            hint=did_you_mean(attribute, known)
+            or "check the spelling, and that the module can be imported here",
         ) from error

@@ -114,7 +114,7 @@ class InductorCompiler:
             raise CompilerError(
                 "This artifact holds torch's own binary, which has no unpacked format",
                 expected="a CPU piece without constants, gradients or inputs to update after the call",
-                got=f"piece {artifact.fingerprint}",
+                got=f"piece {artifact.piece}",
                 hint="save it with format='binary'; debug_dump_path shows what Inductor generated",
             )
         kernels = {f"{_KERNELS}{name}.so": content for name, content in artifact.files.items()}

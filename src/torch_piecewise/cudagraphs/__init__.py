@@ -1,5 +1,6 @@
 """Static (CUDA) graphs: capture, replay, budget. Independent of what compiled the code that is captured."""
 
+from torch_piecewise.capture_sizes import default_capture_sizes as default_capture_sizes
 from torch_piecewise.cudagraphs.base import RecordsCalls as RecordsCalls
 from torch_piecewise.cudagraphs.base import StaticGraph as StaticGraph
 from torch_piecewise.cudagraphs.base import StaticGraphBackend as StaticGraphBackend
@@ -20,7 +21,6 @@ from torch_piecewise.cudagraphs.cuda import CUDAStaticGraph as CUDAStaticGraph
 from torch_piecewise.cudagraphs.descriptor import BatchDescriptor as BatchDescriptor
 from torch_piecewise.cudagraphs.dispatcher import CUDAGraphDispatcher as CUDAGraphDispatcher
 from torch_piecewise.cudagraphs.dispatcher import Dispatch as Dispatch
-from torch_piecewise.cudagraphs.dispatcher import default_capture_sizes as default_capture_sizes
 from torch_piecewise.cudagraphs.extents import DynamicInput as DynamicInput
 from torch_piecewise.cudagraphs.extents import Extent as Extent
 from torch_piecewise.cudagraphs.graph_events import CaptureRefused as CaptureRefused

@@ -204,6 +204,10 @@ class CapturedSizes:
         for key in tuple(self._captured):
             self._drop(key)
 
+    def drop(self, key: Dispatch) -> None:
+        """Give up the graphs of ``key``, which has some; when it is called again it may be captured again."""
+        self._drop(key)
+
     def give_up(self, key: Dispatch, reason: str) -> None:
         """Do not capture ``key`` any more until the next warm-up."""
         self._given_up[key] = reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from typing import Any
@@ -42,8 +43,10 @@ class GrowingBuffer:
             )
         self.memory = memory
 
-    def reserve(self, elements: int, like: torch.Tensor) -> bool:
-        """Make room for ``elements`` of ``like``'s dtype on its device.
+    def reserve(self, size: Sequence[int], like: torch.Tensor) -> bool:
+        """Make room for tensors of ``size`` with ``like``'s dtype on its device.
+
+        Memory that is made here has that size, so that people who look at it see what they expect.
 
         Returns:
             Whether memory that was in use before has been replaced, so that what knows it is stale.
@@ -52,7 +55,7 @@ class GrowingBuffer:
             StaticGraphError: the buffer has another dtype or device than ``like``.
         """
         if self.memory is None:
-            self.memory = _zeros(elements, like)
+            self.memory = _zeros(size, like)
             return False
         if self.memory.dtype is not like.dtype or self.memory.device != like.device:
             raise StaticGraphError(
@@ -60,9 +63,9 @@ class GrowingBuffer:
                 expected=f"{self.memory.dtype} on {self.memory.device}",
                 got=f"{like.dtype} on {like.device}",
             )
-        if self.memory.numel() >= elements:
+        if self.memory.numel() >= math.prod(size):
             return False
-        self.memory = _zeros(elements, like)
+        self.memory = _zeros(size, like)
         return True
 
     def view(self, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
@@ -74,7 +77,7 @@ class GrowingBuffer:
 
 def make_copy_and_call(
     sym_tensor_indices: Sequence[int],
-    input_buffers: MutableSequence[torch.Tensor | None],
+    input_buffers: Sequence[torch.Tensor | None],
     fn: Callable[..., Any],
     *,
     dims: Mapping[int, int] | None = None,
@@ -91,7 +94,8 @@ def make_copy_and_call(
         sym_tensor_indices: positions of the inputs to copy.
         input_buffers: one for each of these, in their order: contiguous memory of the input's dtype and
             device, or None to make it at the first call. Lists are kept up to date: a buffer made here, or a
-            larger one, is put into the list, so that several callables can share one list.
+            larger one, is put into the list, so that several callables can share one list. A tuple is read
+            once.
         fn: called with all arguments in their order, keyword arguments as they are.
         dims: which dim of an input changes from call to call, by position; 0 where none is given. Matters
             with ``largest`` only: any dim may change.
@@ -103,7 +107,9 @@ def make_copy_and_call(
         The callable. Calls from several threads take turns.
 
     Raises:
-        ConfigError: not one buffer for each index, or a buffer that is not contiguous.
+        ConfigError: not one buffer for each index, or a buffer that is not contiguous; from a call: an input
+            to copy is missing, is no tensor or lacks its dim.
+        StaticGraphError: from a call: an input has another dtype or device than its buffer.
     """
     if len(sym_tensor_indices) != len(input_buffers):
         raise ConfigError(
@@ -113,6 +119,7 @@ def make_copy_and_call(
         )
     for buffer in input_buffers:
         GrowingBuffer(buffer)
+    buffers = input_buffers if isinstance(input_buffers, MutableSequence) else list(input_buffers)
     stale = getattr(fn, "clear_all_graphs", None) if on_grow is None else on_grow
     lock = threading.RLock()
 
@@ -121,10 +128,11 @@ def make_copy_and_call(
             replaced = False
             copied = list(args)
             for slot, position in enumerate(sym_tensor_indices):
-                buffer = GrowingBuffer(input_buffers[slot])
+                buffer = GrowingBuffer(buffers[slot])
                 dim = (dims or {}).get(position, 0)
-                copied[position], grew = _copied(args[position], buffer, dim, largest)
-                input_buffers[slot] = buffer.memory
+                given = _tensor_at(args, position, dim)
+                copied[position], grew = _copied(given, buffer, dim, largest)
+                buffers[slot] = buffer.memory
                 replaced |= grew
             if replaced and stale is not None:
                 stale()
@@ -133,14 +141,27 @@ def make_copy_and_call(
     return copy_and_call
 
 
+def _tensor_at(args: Sequence[Any], position: int, dim: int) -> torch.Tensor:
+    value = args[position] if -len(args) <= position < len(args) else None
+    # A tensor without dims has no size to change; it is copied as it is.
+    if isinstance(value, torch.Tensor) and (not value.dim() or -value.dim() <= dim < value.dim()):
+        return value
+    raise ConfigError(
+        f"Argument {position} of a call is to be copied to a buffer, and cannot be",
+        expected=f"a tensor with a dim {dim}",
+        got=f"a tensor of size {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value),
+        hint="sym_tensor_indices count positional arguments from 0; `dims` says which of their dims changes",
+    )
+
+
 def _copied(
     tensor: torch.Tensor, buffer: GrowingBuffer, dim: int, largest: int | None
 ) -> tuple[torch.Tensor, bool]:
     stride = dense_stride(inner_dims_first(tensor), tensor.shape)
-    elements = tensor.numel()
-    if buffer.memory is None and largest is not None and tensor.shape[dim]:
-        elements = max(elements, elements // tensor.shape[dim] * largest)
-    grew = buffer.reserve(elements, tensor)
+    room = list(tensor.shape)
+    if buffer.memory is None and largest is not None and room:
+        room[dim] = max(room[dim], largest)
+    grew = buffer.reserve(room, tensor)
     place = buffer.view(tensor.shape, stride)
     with torch.no_grad():
         place.copy_(tensor)
@@ -166,6 +187,7 @@ def dense_stride(inner_first: Sequence[int], size: Sequence[int]) -> tuple[int, 
     return tuple(stride)
 
 
-def _zeros(elements: int, like: torch.Tensor) -> torch.Tensor:
+def _zeros(size: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     with plain_tensors():
-        return torch.zeros(max(1, elements), dtype=like.dtype, device=like.device)
+        # An address even where there is nothing yet.
+        return torch.zeros(tuple(size) if math.prod(size) else (1,), dtype=like.dtype, device=like.device)

@@ -174,9 +174,3 @@ def _has_room(known: BatchDescriptor, batch: BatchDescriptor) -> bool:
         requests = batch.num_reqs if batch.num_reqs is not None else -(-batch.num_tokens // per_request)
         return requests <= known.num_reqs and batch.num_tokens == requests * per_request
     return batch.num_reqs is not None and batch.num_reqs <= known.num_reqs
-
-
-def default_capture_sizes(largest: int) -> tuple[int, ...]:
-    """Sizes worth capturing up to ``largest``: 1, 2, 4, each 8 to 256, then each 16; and ``largest``."""
-    sizes = {1, 2, 4, *range(8, 257, 8), *range(272, largest + 1, 16), largest}
-    return tuple(sorted(size for size in sizes if 1 <= size <= largest))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +68,23 @@ class CallTemplate:
         gaps = [changing.position for changing in self.changing if _has_gaps(args[changing.position])]
         self.refusal = f"input {gaps[0]} has gaps in memory" if gaps else ""
 
+    def in_place(self, dynamic: Mapping[int, DynamicInput], size: int) -> CallTemplate:
+        """What a call of another size looks like whose inputs begin where those of this call do.
+
+        Args:
+            dynamic: the inputs that follow the size and are not copied, by position.
+        """
+        made = copy.copy(self)
+        made.lasting = [
+            (at, _resized(value, dynamic[at].extents, size) if at in dynamic else value)
+            for at, value in self.lasting
+        ]
+        short = [at for at, value in made.lasting if value is None and at in dynamic]
+        made.refusal = made.refusal or (
+            f"the memory of input {short[0]} has no room for size {size}" if short else ""
+        )
+        return made
+
 
 class InputMemory:
     """One growing buffer for each dynamic input, shared by all captured sizes."""
@@ -80,7 +97,7 @@ class InputMemory:
         replaced = False
         for changing in template.changing:
             buffer = self._buffers.setdefault(changing.position, GrowingBuffer())
-            replaced |= buffer.reserve(math.prod(changing.shape_at(size)), changing.like)
+            replaced |= buffer.reserve(changing.shape_at(size), changing.like)
         return replaced
 
     def place(self, changing: _Changing, size: int) -> torch.Tensor:
@@ -143,14 +160,17 @@ class FixedInputs:
                 return f"input {at} has moved"
         return ""
 
-    def moved(self, args: Sequence[Any]) -> bool:
-        """Whether refused arguments hold a tensor in other memory than the captured one."""
+    def moved(self, args: Sequence[Any]) -> frozenset[int]:
+        """Positions of tensors among refused arguments that lie in other memory than the captured ones."""
+        if len(args) != len(self.args):
+            return frozenset()
         captured = dict(self._addresses)
-        return len(args) == len(self.args) and any(
-            isinstance(value, torch.Tensor)
+        return frozenset(
+            at
+            for at, value in self._lasting
+            if isinstance(value, torch.Tensor)
             and isinstance(args[at], torch.Tensor)
             and TensorPlace.of(args[at]) != (captured.get(at) or TensorPlace.of(value))
-            for at, value in self._lasting
         )
 
     def bound(self, size: int) -> BoundInputs:
@@ -248,6 +268,30 @@ def _changing(args: Sequence[Any], position: int, declared: DynamicInput) -> _Ch
             )
     like = torch.empty(0, dtype=value.dtype, device=value.device)
     return _Changing(position, declared, tuple(value.shape), tuple(inner_dims_first(value)), like)
+
+
+def _resized(value: torch.Tensor, extents: Sequence[Extent], size: int) -> torch.Tensor | None:
+    """The tensor with the dims of another size, in the same memory; None where that has no room for it."""
+    shape = list(value.shape)
+    for extent in extents:
+        shape[extent.dim] = extent.of(size)
+    if tuple(shape) == tuple(value.shape):
+        return value
+    steps = sorted((step, length) for step, length in zip(value.stride(), shape, strict=True) if length > 1)
+    overlaps = any(step < reach for (step, _), reach in zip(steps, _reaches(steps), strict=True))
+    end = value.storage_offset() + 1 + sum((length - 1) * step for step, length in steps)
+    if overlaps or end * value.element_size() > value.untyped_storage().nbytes():
+        return None
+    with plain_tensors():
+        return value.detach().as_strided(shape, value.stride(), value.storage_offset())
+
+
+def _reaches(steps: Sequence[tuple[int, int]]) -> list[int]:
+    """For each dim, smallest stride first: how far the dims before it reach."""
+    reaches = [1]
+    for step, length in steps[:-1]:
+        reaches.append(reaches[-1] + (length - 1) * step)
+    return reaches[: len(steps)]
 
 
 def _has_gaps(value: torch.Tensor) -> bool:

@@ -28,7 +28,8 @@ not the captured ones, calls from inside a call, other devices. The table says h
 
 A tensor that is not dynamic and comes in other memory than the captured one (a weight that was replaced or
 moved, a cache allocated anew) makes everything captured stale: it is given up and captured again, where the
-options let calls capture. Where that happens again and again nothing is captured any more.
+options let calls capture. Where that happens again and again nothing is captured any more. Dynamic inputs
+that are not copied may stray once; a second call in a row with the same other memory is captured on that.
 
 Threads: calls that replay take turns; calls that do not run side by side.
 """
@@ -46,28 +47,22 @@ from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
 from torch_piecewise.cudagraphs.breakable import capture_in_progress
 from torch_piecewise.cudagraphs.budget import BudgetReport
-from torch_piecewise.cudagraphs.captured_sizes import CapturedSizes, Line
+from torch_piecewise.cudagraphs.captured_sizes import CapturedSize, CapturedSizes, Line
 from torch_piecewise.cudagraphs.context import in_capture_phase
 from torch_piecewise.cudagraphs.decisions import Decisions, Refusal
-from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
 from torch_piecewise.cudagraphs.dispatcher import CUDAGraphDispatcher, Dispatch
 from torch_piecewise.cudagraphs.extents import DynamicInput, Extent
-from torch_piecewise.cudagraphs.fixed_inputs import CallTemplate
+from torch_piecewise.cudagraphs.recaptures import Recaptures, Verdict
 from torch_piecewise.cudagraphs.runner_options import CaptureWhen, RunnerOptions
 from torch_piecewise.cudagraphs.table import ReplayTable
+from torch_piecewise.cudagraphs.unattended import Example, Progress, Unattended
 from torch_piecewise.errors import ConfigError, GuardError, StaticGraphError
 from torch_piecewise.events import Bus
 
 _log = logging.getLogger(__name__)
 
-Example = Sequence[Any] | Callable[[int], Sequence[Any]]
-Progress = Callable[[int, int, BatchDescriptor], object]
-
-MOST_RECAPTURES = 8
-"""How often captures may be given up because memory changed, before there are no more of them."""
-
-
 _UNSTABLE = Refusal("its memory changes from call to call")
+_UNCOPIED = "calls are not padded where inputs are not copied"
 
 
 class StaticGraphRunner:
@@ -113,12 +108,13 @@ class StaticGraphRunner:
             line_for, backend, dynamic, numbers or {}, outputs or {}, self._options, bus or Bus()
         )
         self._table = self._sizes.table()
-        self._decisions = Decisions(dispatcher, uniform_when, self._options.no_padding)
+        in_place = {} if self._options.copy_inputs else inputs
+        no_padding = self._options.no_padding or (_UNCOPIED if in_place else "")
+        self._decisions = Decisions(dispatcher, uniform_when, no_padding)
+        self._unattended = Unattended(self._sizes, dispatcher, in_place)
+        self._recaptures = Recaptures(in_place)
         self._visits: dict[Dispatch, int] = {}
-        self._pending: dict[Dispatch, CallTemplate] = {}
-        self._template: CallTemplate | None = None
         self._is_busy = False
-        self._recaptures = 0
 
     def __call__(self, *args: Value) -> Value:
         """Serve one call.
@@ -145,7 +141,7 @@ class StaticGraphRunner:
         """
         if capture_in_progress():
             return self._line_for(size)(*args)
-        key = self._decisions.of(size, args) if self._recaptures <= MOST_RECAPTURES else _UNSTABLE
+        key = self._decisions.of(size, args) if not self._recaptures.are_over() else _UNSTABLE
         if isinstance(key, Refusal):
             return self._run_plain(size, args, key.why, plain)
         if torch.is_grad_enabled() and _wants_gradients(args):
@@ -176,22 +172,12 @@ class StaticGraphRunner:
             StaticGraphError: there is no example. Whatever the model raises comes through; sizes captured
                 before that stay.
         """
-        wanted = None if sizes is None else set(sizes)
+        wanted = None if sizes is None else sorted(set(sizes))
         with self._turn, self._occupied():
-            for size in sorted(wanted or ()):
+            for size in wanted or ():
                 self._dispatcher.add_size(size)
             self._decisions.forget()
-            keys = [
-                key
-                for key in self._dispatcher.capture_order()
-                if key not in self._sizes and (wanted is None or key.descriptor.num_tokens in wanted)
-            ]
-            self._make_room_for_the_largest()
-            for done, key in enumerate(keys, start=1):
-                template = self._example(example, key.descriptor.num_tokens)
-                self._sizes.capture_unattended(key, template, collect=done == 1, may_evict=False)
-                if progress is not None:
-                    progress(done, len(keys), key.descriptor)
+            self._unattended.capture(wanted, example, progress)
             return self._sizes.report()
 
     def capture_pending(self) -> int:
@@ -201,13 +187,7 @@ class StaticGraphRunner:
             How many kinds of batches were captured; later ones may have driven out earlier ones.
         """
         with self._turn, self._occupied():
-            pending, self._pending = self._pending, {}
-            captured = 0
-            self._make_room_for_the_largest()
-            for key in sorted(pending, key=lambda key: key.descriptor.num_tokens, reverse=True):
-                self._sizes.capture_unattended(key, pending[key], collect=False, may_evict=True)
-                captured += key in self._sizes
-            return captured
+            return self._unattended.capture_asked()
 
     def memory_changed(self) -> None:
         """Give up what was captured: a tensor that is not dynamic is in other memory now."""
@@ -217,11 +197,10 @@ class StaticGraphRunner:
     def clear(self) -> None:
         """Give up all graphs and input buffers; counts stay."""
         with self._turn:
-            self._recaptures = 0
+            self._recaptures.forget()
             self._sizes.clear()
             self._visits.clear()
-            self._pending.clear()
-            self._template = None
+            self._unattended.forget()
 
     def table(self) -> ReplayTable:
         """Counts of calls: size, padded to, mode, why no graph served it."""
@@ -247,26 +226,31 @@ class StaticGraphRunner:
                 why = captured.refusal(args, size)
                 if not why:
                     self._sizes.refuse_if_held()
+                    self._recaptures.fits(key)
                     return captured.serve(args, size)
-                if not self._may_capture_anew or not captured.inputs.moved(args):
+                if not self._gave_up(key, captured, args):
                     return Refusal(why)
-                self._forget_memory()
             return self._serve_uncaptured(key, size, args)
         finally:
             self._is_busy = False
 
-    @property
-    def _may_capture_anew(self) -> bool:
-        return self._options.copy_inputs and self._options.capture is not CaptureWhen.WARMUP
+    def _gave_up(self, key: Dispatch, captured: CapturedSize, args: Sequence[Any]) -> bool:
+        """Whether what was captured for ``key`` is given up, since memory has changed."""
+        if self._options.capture is CaptureWhen.WARMUP:
+            return False
+        verdict = self._recaptures.judge(key, captured.inputs, args)
+        if verdict is Verdict.GIVE_UP_ALL:
+            self._forget_memory()
+        elif verdict is Verdict.GIVE_UP_ONE:
+            self._recaptures.note()
+            self._sizes.drop(key)
+        return verdict is not Verdict.KEEP
 
     def _forget_memory(self) -> None:
         if self._sizes.keys():
-            self._recaptures += 1
-            if self._recaptures > MOST_RECAPTURES:
-                _log.warning("tensors that are captured change with every call; nothing is captured any more")
+            self._recaptures.note()
         self._sizes.drop_all()
-        self._pending.clear()
-        self._template = None
+        self._unattended.forget()
 
     def _serve_uncaptured(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
         why = self._sizes.why_not(key)
@@ -275,12 +259,12 @@ class StaticGraphRunner:
         template = self._sizes.template(args)
         if template.refusal:
             return Refusal(template.refusal)
-        self._template = template
+        self._unattended.looks_like(template)
         if not in_capture_phase() and self._options.capture is not CaptureWhen.ON_CALL:
             if self._options.capture is CaptureWhen.BETWEEN_CALLS:
-                self._pending[key] = template
+                self._unattended.ask(key, template)
             return Refusal("not captured")
-        self._make_room_for_the_largest()
+        self._unattended.make_room_for_the_largest()
         self._sizes.refuse_if_held()
         try:
             return self._warm_up_and_capture(key, size, args)
@@ -307,25 +291,8 @@ class StaticGraphRunner:
 
     def _run_plain(self, size: int, args: Sequence[Any], why: str, plain: Line | None) -> Value:
         self._table.count(size, None, CUDAGraphMode.NONE, why)
-        if self._template is None:
-            self._template = self._sizes.template(args)
+        self._unattended.saw(args)
         return (plain or self._line_for(size))(*args)
-
-    def _make_room_for_the_largest(self) -> None:
-        # Buffers that grow later cost everything that was captured on them.
-        for known in self._dispatcher.capture_order()[:1]:
-            self._sizes.expect_size(known.descriptor.num_tokens)
-
-    def _example(self, example: Example | None, size: int) -> CallTemplate:
-        if example is not None:
-            self._template = self._sizes.template(example(size) if callable(example) else example)
-        if self._template is None:
-            raise StaticGraphError(
-                "Sizes cannot be captured before the inputs of a call are known",
-                expected="an example of a call's arguments, or a call before",
-                hint="call the model once first, or pass example=(...) to the runner's warmup",
-            )
-        return self._template
 
     @contextlib.contextmanager
     def _occupied(self) -> Iterator[None]:

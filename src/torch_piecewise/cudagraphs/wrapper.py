@@ -117,15 +117,16 @@ class CUDAGraphWrapper:
                 got=str(runtime_mode),
                 hint="wrap twice for a combined mode: FULL outside, PIECEWISE inside",
             )
-        self._runnable = runnable
-        self._mode = runtime_mode
-        self._options = options or CUDAGraphOptions()
-        self._pool: StaticGraphBackend = _backend_of(pool)
-        wanted = self._options.check_addresses
-        self._check = self._pool.checks_addresses if wanted is None else wanted
-        self._turn = self._pool.turn()
-        self._entries: dict[BatchDescriptor, _Entry] = {}
-        self._table = ReplayTable()
+        # Names of its own, so that none of the runnable's attributes is hidden, underscored ones included.
+        self.__runnable = runnable
+        self.__mode = runtime_mode
+        self.__options = options or CUDAGraphOptions()
+        self.__pool: StaticGraphBackend = _backend_of(pool)
+        wanted = self.__options.check_addresses
+        self.__check = self.__pool.checks_addresses if wanted is None else wanted
+        self.__turn = self.__pool.turn()
+        self.__entries: dict[BatchDescriptor, _Entry] = {}
+        self.__table = ReplayTable()
 
     def __call__(self, *args: Value, **kwargs: Value) -> Value:
         """Call through, capture or replay.
@@ -135,50 +136,50 @@ class CUDAGraphWrapper:
                 results of the last call still held under ``OutputPolicy.REFUSE``.
         """
         context = current_forward_context()
-        if context is None or context.mode is not self._mode or capture_in_progress():
-            return self._runnable(*args, **kwargs)
-        with self._turn:
-            entry = self._entries.get(context.descriptor)
+        if context is None or context.mode is not self.__mode or capture_in_progress():
+            return self.__runnable(*args, **kwargs)
+        with self.__turn:
+            entry = self.__entries.get(context.descriptor)
             if entry is None:
-                return self._capture(context.descriptor, args, kwargs)
-            if self._check:
+                return self.__capture(context.descriptor, args, kwargs)
+            if self.__check:
                 entry.addresses.check(args, kwargs)
             entry.outputs.refuse_if_held()
             entry.plan.replay()
             size = context.descriptor.num_tokens
-            self._table.count(size, size, self._mode)
+            self.__table.count(size, size, self.__mode)
             return entry.outputs.hand_out()
 
     def __getattr__(self, name: str) -> Value:
         # Called only for what the wrapper itself lacks; before __init__ that includes the runnable.
-        runnable = self.__dict__.get("_runnable")
+        runnable = self.__dict__.get("_CUDAGraphWrapper__runnable")
         if runnable is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(runnable, name)
 
     def unwrap(self) -> Callable[..., Any]:
         """The runnable."""
-        return self._runnable
+        return self.__runnable
 
     def clear_all_graphs(self) -> None:
         """Give up everything captured; the next call of each kind captures anew."""
-        if not self._entries:
+        if not self.__entries:
             return
-        with self._turn:
-            for entry in self._entries.values():
+        with self.__turn:
+            for entry in self.__entries.values():
                 entry.plan.reset()
-            self._entries.clear()
+            self.__entries.clear()
 
     def captured_descriptors(self) -> tuple[BatchDescriptor, ...]:
         """The kinds of batches that have a graph, in the order of their capture."""
-        return tuple(self._entries)
+        return tuple(self.__entries)
 
     def replay_table(self) -> ReplayTable:
         """Counts of replays by size."""
-        return self._table
+        return self.__table
 
-    def _capture(self, descriptor: BatchDescriptor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        options = self._options
+    def __capture(self, descriptor: BatchDescriptor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+        options = self.__options
         if options.capture_only_in_warmup and not in_capture_phase():
             raise StaticGraphError(
                 f"{descriptor} was to be captured outside of a capture phase",
@@ -187,9 +188,9 @@ class CUDAGraphWrapper:
             )
         start = time.monotonic()
         plan = capture_plan(
-            lambda: self._runnable(*args, **kwargs),
-            self._pool,
-            captures_cuts=self._mode is CUDAGraphMode.FULL,
+            lambda: self.__runnable(*args, **kwargs),
+            self.__pool,
+            captures_cuts=self.__mode is CUDAGraphMode.FULL,
             collect=options.collect_garbage,
             weak_outputs=options.outputs is OutputPolicy.COPY or options.weak_outputs,
         )
@@ -200,10 +201,10 @@ class CUDAGraphWrapper:
         except BaseException:
             plan.reset()
             raise
-        kept = tuple(self._pool.weak(tensor) for tensor in given)
-        self._entries[descriptor] = _Entry(plan, outputs, AddressBook(args, kwargs), kept)
+        kept = tuple(self.__pool.weak(tensor) for tensor in given)
+        self.__entries[descriptor] = _Entry(plan, outputs, AddressBook(args, kwargs), kept)
         if options.log_captures:
-            _log.info("captured %s as %s in %.3f s", descriptor, self._mode, time.monotonic() - start)
+            _log.info("captured %s as %s in %.3f s", descriptor, self.__mode, time.monotonic() - start)
         return outputs.hand_out()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from torch_piecewise.errors import ConfigError, FingerprintError
+from torch_piecewise.errors import ConfigError, FingerprintError, did_you_mean
 from torch_piecewise.passes.base import GraphPass
 from torch_piecewise.passes.identity import Identity, identity_of
 
@@ -124,11 +125,12 @@ def resolve(name: str) -> Any:
     for position, attribute in enumerate(attributes):
         if not hasattr(value, attribute):
             held = ".".join(parts[: len(parts) - len(attributes) + position])
+            public = [known for known in dir(value) if not known.startswith("_")]
             raise ConfigError(
                 f"The pass {name!r} does not exist",
                 expected=f"an attribute {attribute!r} of {held}",
                 got=f"{held} without it",
-                hint="check the spelling; the name is package.module.Name",
+                hint=did_you_mean(attribute, public) or "check the spelling; the name is package.module.Name",
             )
         value = getattr(value, attribute)
     return value
@@ -169,8 +171,15 @@ def _made(cls: type[Any], options: Mapping[str, Any]) -> Any:
             f"The pass {cls.__qualname__} cannot be made from its options",
             expected=f"{cls.__qualname__}{inspect.signature(cls)}",
             got=", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options",
-            hint="give its fields in pass_config under the pass's name",
+            hint=_meant(cls, options) or "give its fields in pass_config under the pass's name",
         ) from error
+
+
+def _meant(cls: type[Any], options: Mapping[str, Any]) -> str | None:
+    """What options that the class lacks were probably meant to be."""
+    known = [one.name for one in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    lacking = [name for name in options if name not in known]
+    return "; ".join(hint for name in lacking if (hint := did_you_mean(name, known))) or None
 
 
 def _called(value: object) -> str:

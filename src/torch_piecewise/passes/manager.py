@@ -143,7 +143,7 @@ class PassManager(HoldsPasses, InductorGraphPass):
         """
         with pass_context(_current_range()) as context:
             dumps = DumpFolder.under(self._plan.debug_dump_path, context.compile_range)
-            PassRun(self.passes, context.compile_range, dumps, self._record).on(graph)
+            PassRun(self._plan.labelled, context.compile_range, dumps, self._record).on(graph)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_plan": self._plan}

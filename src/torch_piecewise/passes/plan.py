@@ -5,14 +5,15 @@ Knows nothing of Inductor, so that a start from the store can name its passes wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch_piecewise.errors import ConfigError, PassError
+from torch_piecewise.errors import ConfigError, PassError, did_you_mean
 from torch_piecewise.passes.base import GraphPass
 from torch_piecewise.passes.cleanup import CleanUp
 from torch_piecewise.passes.defunctionalize import Defunctionalize
@@ -37,6 +38,8 @@ class PassPlan:
 
     Attributes:
         passes: what was asked for.
+        labels: what records, dumps and messages call each of ``passes``, such as its name in
+            ``inductor_passes``; passes beyond go by names of their own. No part of what the plan is.
         closing: run after them, the clean-up last.
         debug_dump_path: folder for the graphs before and after each pass; None writes none. No part of what
             the plan is.
@@ -44,6 +47,7 @@ class PassPlan:
 
     passes: tuple[GraphPass, ...] = ()
     closing: tuple[GraphPass, ...] = (CleanUp(),)
+    labels: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     debug_dump_path: Path | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
@@ -57,11 +61,15 @@ class PassPlan:
         own = dict(_setting(settings, "inductor_passes") or {})
         wanted = dict(_setting(settings, "pass_config") or {})
         _check_names(own, wanted)
-        first = _switched({"noop_elimination": BUILT_IN["noop_elimination"][0]}, wanted)
-        middle = _switched(own, wanted)
+        asked = _switched({"noop_elimination": BUILT_IN["noop_elimination"][0], **own}, wanted)
         last = _switched({"defunctionalize": BUILT_IN["defunctionalize"][0]}, wanted)
         dumps = _setting(settings, "debug_dump_path")
-        return cls((*first, *middle), (*last, CleanUp()), None if dumps is None else Path(dumps))
+        return cls(
+            tuple(asked.values()),
+            (*last.values(), CleanUp()),
+            tuple(asked),
+            None if dumps is None else Path(dumps),
+        )
 
     @classmethod
     def for_compile(cls, settings: object) -> PassPlan | None:
@@ -90,15 +98,27 @@ class PassPlan:
 
     def and_(self, more: Iterable[PassLike]) -> PassPlan:
         """This plan with more passes before the closing ones."""
-        return dataclasses.replace(self, passes=(*self.passes, *(checked(given) for given in more)))
+        added = [checked(given) for given in more]
+        labels = [label for label, _pass in self.labelled[: len(self.passes)]]
+        return dataclasses.replace(
+            self,
+            passes=(*self.passes, *added),
+            labels=(*labels, *(graph_pass.name for graph_pass in added)),
+        )
+
+    @property
+    def labelled(self) -> tuple[tuple[str, GraphPass], ...]:
+        """Everything that runs, in order, each with what people call it."""
+        own = [graph_pass.name for graph_pass in self.all[len(self.labels) :]]
+        return tuple(zip((*self.labels, *own), self.all, strict=True))
 
     def named(self) -> list[tuple[str, str]]:
-        """Name and :meth:`~torch_piecewise.GraphPass.uuid` of each pass, in order; for keys.
+        """What people call each pass and its :meth:`~torch_piecewise.GraphPass.uuid`, in order; for keys.
 
         Raises:
             FingerprintError: a pass has no stable identity.
         """
-        return [(graph_pass.name, graph_pass.uuid()) for graph_pass in self.all]
+        return [(label, graph_pass.uuid()) for label, graph_pass in self.labelled]
 
     def fingerprint(self) -> str:
         """What the passes do, and in which order, as a digest; does not hold the range.
@@ -106,7 +126,7 @@ class PassPlan:
         Raises:
             FingerprintError: a pass has no stable identity.
         """
-        return digest_of(uuid for _name, uuid in self.named())
+        return digest_of(graph_pass.uuid() for graph_pass in self.all)
 
 
 def at_hook(value: Any) -> list[Any]:
@@ -150,9 +170,9 @@ def checked(given: PassLike, options: Mapping[str, Any] | None = None) -> GraphP
     return graph_pass
 
 
-def _switched(passes: Mapping[str, PassLike], wanted: Mapping[str, Any]) -> list[GraphPass]:
-    """Those passes that are on, with their options."""
-    switched = []
+def _switched(passes: Mapping[str, PassLike], wanted: Mapping[str, Any]) -> dict[str, GraphPass]:
+    """Those passes that are on, with their options, by name."""
+    switched = {}
     for name, given in passes.items():
         default = BUILT_IN[name][1] if name in BUILT_IN else True
         options = wanted.get(name, default)
@@ -163,8 +183,20 @@ def _switched(passes: Mapping[str, PassLike], wanted: Mapping[str, Any]) -> list
                 got=f"{options!r} ({type(options).__name__})",
             )
         if options is not False:
-            switched.append(checked(given, options if isinstance(options, Mapping) else None))
+            with _told_of(name):
+                switched[name] = checked(given, options if isinstance(options, Mapping) else None)
     return switched
+
+
+@contextlib.contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Say of a setting that is wrong under which name it stands."""
+    try:
+        yield
+    except ConfigError as error:
+        setting = f"pass_config[{name!r}]" if name in BUILT_IN else f"inductor_passes[{name!r}]"
+        what = f"{setting}: {error.what[0].lower()}{error.what[1:]}"
+        raise ConfigError(what, expected=error.expected, got=error.got, hint=error.hint) from error
 
 
 def _check_names(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -180,10 +212,12 @@ def _check_names(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
             )
     unknown = sorted(set(wanted) - set(own) - set(BUILT_IN))
     if unknown:
+        hints = [hint for name in unknown if (hint := did_you_mean(name, (*BUILT_IN, *own)))]
         raise ConfigError(
             "pass_config names a pass that there is not",
             expected=f"one of {', '.join([*BUILT_IN, *own])}",
             got=", ".join(unknown),
+            hint="; ".join(hints) or "name it in inductor_passes, or leave it out",
         )
 
 

@@ -22,7 +22,7 @@ class PassRun:
     """Passes about to run.
 
     Args:
-        passes: in order.
+        passes: in order, each with what people call it.
         range: the sizes the graph serves.
         dumps: gets the graph before and after each pass.
         record: called after each pass that ran or was left out.
@@ -30,7 +30,7 @@ class PassRun:
 
     def __init__(
         self,
-        passes: Sequence[GraphPass],
+        passes: Sequence[tuple[str, GraphPass]],
         range: Range,
         dumps: DumpFolder,
         record: Callable[[PassRecord], None],
@@ -56,15 +56,15 @@ class PassRun:
                 expected="every value defined before its use, and one output",
                 got=problem,
             )
-        for position, graph_pass in enumerate(self._passes):
+        for position, (name, graph_pass) in enumerate(self._passes):
             if graph_pass.is_applicable_for_range(self._range):
-                self._record(self._one(position, graph_pass, graph))
-                self._done.append(_called(graph_pass))
+                self._record(self._one(position, name, graph_pass, graph))
+                self._done.append(_called(name, graph_pass))
             else:
-                self._record(PassRecord(name=graph_pass.name, range=self._range, ran=False))
+                self._record(PassRecord(name=name, range=self._range, ran=False))
 
-    def _one(self, position: int, graph_pass: GraphPass, graph: fx.Graph) -> PassRecord:
-        name, nodes_before = graph_pass.name, len(graph.nodes)
+    def _one(self, position: int, name: str, graph_pass: GraphPass, graph: fx.Graph) -> PassRecord:
+        nodes_before = len(graph.nodes)
         self._dumps.write(position, name, "before", graph)
         before = Snapshot(graph)
         start = time.perf_counter()
@@ -74,7 +74,7 @@ class PassRun:
             wrong = ("left a broken graph", problem)
         if wrong is not None:
             self._dumps.write(position, name, "broken", graph)
-            raise self._error(_called(graph_pass), *wrong, _undone(before)) from cause
+            raise self._error(_called(name, graph_pass), *wrong, _undone(before)) from cause
         self._dumps.write(position, name, "after", graph)
         _log.debug("Pass %s, range %s: %s matches in %.4f s", name, self._range, matches, seconds)
         return PassRecord(
@@ -96,11 +96,11 @@ class PassRun:
         )
 
 
-def _called(graph_pass: GraphPass) -> str:
-    """The pass's name, with the class to look for where that is spelled otherwise."""
-    name, cls = graph_pass.name, type(graph_pass)
-    is_made_of_class = cls.name is GraphPass.name
-    return f"{name} ({cls.__qualname__})" if is_made_of_class and cls.__qualname__ != name else name
+def _called(name: str, graph_pass: GraphPass) -> str:
+    """What people call the pass, with the class or function to look for where that is spelled otherwise."""
+    cls = type(graph_pass)
+    own = cls.__qualname__ if cls.name is GraphPass.name else graph_pass.name
+    return name if own == name else f"{name} ({own})"
 
 
 def _attempt(

@@ -25,6 +25,7 @@ _PURPOSE = b"torch-piecewise signature 1\n"
 _KEY_ID_PURPOSE = b"torch-piecewise key id 1\n"
 _KEY_BYTES = 32
 _PREFIX = "hmac-sha256"
+_MAKE = "python -c 'import secrets; print(secrets.token_hex(32))'"
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,19 @@ def load_key_file(path: Path) -> SigningKey:
         UntrustedError: others can read or change the file.
         StoreError: it cannot be read, or holds no key.
     """
-    with mapped_errors(f"reading the key file {path}", path.parent), path.open("rb") as file:
-        _check_private(path, os.fstat(file.fileno()))
-        text = file.read(1024).strip()
+    try:
+        with path.open("rb") as file:
+            _check_private(path, os.fstat(file.fileno()))
+            text = file.read(1024).strip()
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"The key file {path} cannot be read",
+            expected=f"a file with {2 * _KEY_BYTES} hexadecimal digits",
+            got=error.strerror or str(error),
+            hint=f"check the path; a new key is made with: {_MAKE}",
+        ) from error
     secret = b""
     with contextlib.suppress(binascii.Error):
         secret = binascii.unhexlify(text)
@@ -116,7 +127,7 @@ def load_key_file(path: Path) -> SigningKey:
             f"The key file {path} holds no key",
             expected=f"{2 * _KEY_BYTES} hexadecimal digits",
             got=f"{len(text)} bytes of something else",
-            hint="make one: python -c 'import secrets; print(secrets.token_hex(32))'",
+            hint=f"make one: {_MAKE}",
         )
     return SigningKey(secret)
 

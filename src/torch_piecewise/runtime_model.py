@@ -1,0 +1,119 @@
+"""What a trace read of the model's modules beside their tensors, and how another model is told.
+
+A row for each module of the baked model: ``[path, kind]``, where ``kinds[kind]`` holds
+
+- ``training``: its flag;
+- ``class``: its class's name, if the trace went through it; what follows is there only then;
+- ``hooks``: names of its forward hooks, if it has any;
+- ``forward``: true where its ``forward`` is not its class's;
+- ``children``: names of its submodules, if the trace looked at which there are;
+- ``read``: rows ``[what, how, text]``: an attribute and what it looked like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from torch_piecewise.errors import BundleError
+from torch_piecewise.torch_private.modules import hook_tables
+
+_STEPS = re.compile(r"(?:\.[A-Za-z_]\w*|\[(?:\d+|'[^']*')\])+")
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\['([^']*)'\]")
+_TABLE = re.compile(r"\._(?:parameters|buffers|modules)\['([^']*)'\]")
+_LONGEST = 200
+
+
+def is_plain_path(what: str) -> bool:
+    """Whether ``what`` is attributes and items alone (``.config.sizes[0]``)."""
+    return _STEPS.fullmatch(what) is not None
+
+
+def read(owner: Any, what: str) -> Any:
+    """The value at a plain path.
+
+    Raises:
+        LookupError, AttributeError, TypeError: there is nothing there.
+    """
+    for name, index, key in _STEP.findall(what):
+        owner = getattr(owner, name) if name else owner[int(index) if index else key]
+    return owner
+
+
+def looks(how: str, value: Any) -> str:
+    """What is compared, and shown to people: an ``is`` value, a ``length``, a class or function."""
+    if how == "length":
+        return f"length {len(value)}" if hasattr(value, "__len__") else f"a {type(value).__qualname__}"
+    if how == "called":
+        return str(getattr(value, "__qualname__", None) or f"a {type(value).__qualname__}")
+    if how == "is" and not isinstance(value, torch.Tensor):
+        return repr(value)[:_LONGEST]
+    return "a tensor" if isinstance(value, torch.Tensor) else f"a {type(value).__qualname__}"
+
+
+def hook_names(module: torch.nn.Module) -> list[str]:
+    """The names of a module's forward hooks."""
+    hooks = [hook for table in hook_tables(module) for hook in table.values()]
+    return [str(getattr(hook, "__qualname__", type(hook).__qualname__)) for hook in hooks]
+
+
+def check_modules(document: Mapping[str, Any], model: torch.nn.Module) -> None:
+    """Refuse a model that the trace would have read otherwise. Modules that only hold tensors are passed.
+
+    Args:
+        document: ``rows`` and ``kinds``.
+
+    Raises:
+        BundleError: names the first thing that differs.
+    """
+    kinds = document["kinds"]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path, index in document["rows"]:
+        kind, module = kinds[index], modules.get(path)
+        if "class" not in kind or type(module) is torch.nn.Module:
+            continue
+        for what, expected, got in _differences(kind, module):
+            raise BundleError(
+                f"The model does not fit the bundle: {_shown(path, what)} differs",
+                expected=expected,
+                got=got,
+                hint="make the model as it was made for tp.bake, or bake it again",
+            )
+
+
+def _differences(kind: Mapping[str, Any], module: Any) -> Iterator[tuple[str, str, str]]:
+    """What differs, where, and how."""
+    got = "no such module" if module is None else f"a {type(module).__qualname__}"
+    if got != f"a {kind['class']}":
+        yield "", f"a {kind['class']}", got
+        return
+    hooks, now = kind.get("hooks", []), hook_names(module)
+    if hooks != now:
+        yield ": forward hooks", ", ".join(hooks) or "none", ", ".join(now) or "none"
+    own = "forward" in vars(module)
+    if own != kind.get("forward", False):
+        texts = ("one of this object", "the class's own")
+        yield ".forward", texts[own], texts[not own]
+    children = kind.get("children")
+    if children is not None:
+        yield from _other_children(children, module)
+    for what, how, text in kind.get("read", ()):
+        try:
+            found = looks(how, read(module, what))
+        except (LookupError, AttributeError, TypeError):
+            found = "nothing"
+        if found != text:
+            yield what, text, found
+
+
+def _other_children(children: list[str], module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
+    for name, child in module.named_children():
+        if name not in children:
+            yield f".{name}", "no such module", f"a {type(child).__qualname__}"
+
+
+def _shown(path: str, what: str) -> str:
+    return (path + _TABLE.sub(r".\1", what)).lstrip(".: ") or "the model itself"
