@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from torch_piecewise.capture_sizes import default_capture_sizes
-from torch_piecewise.config_fields import CAPTURE_SIZES, ConfigFields, Setting
+from torch_piecewise.config_fields import ConfigFields
+from torch_piecewise.config_fields_setting import CAPTURE_SIZES, Setting
 from torch_piecewise.config_ingredients import as_text, stable_name
 from torch_piecewise.config_rules import contradiction
 from torch_piecewise.config_table import Describe, FieldDoc
@@ -211,7 +212,7 @@ class Config(ConfigFields):
 
 
 def settings() -> dict[str, Setting]:
-    """Each field's :class:`~torch_piecewise.config_fields.Setting`, by name, in order."""
+    """Each field's :class:`~torch_piecewise.config_fields_setting.Setting`, by name, in order."""
     return {field.name: field.metadata["setting"] for field in dataclasses.fields(ConfigFields)}
 
 

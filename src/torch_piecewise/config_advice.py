@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch_piecewise.config import Config
-from torch_piecewise.config_fields import CAPTURE_SIZES
+from torch_piecewise.config_fields_setting import CAPTURE_SIZES
 
 _ABOUT_CAPTURES = (
     "max_cudagraph_capture_size",
