@@ -23,6 +23,7 @@ _TORCH_DECIDES = {
     "evaluate_guards": "nothing",
     "guards": "torch.compile's own guards",
     "on_guard_failure": "torch.compiler.set_stance",
+    "on_miss": "nothing, for what is kept are pieces and no programs",
 }
 """Settings about the trace, which torch.compile makes, and what does their work there."""
 
@@ -66,7 +67,9 @@ def tell_what_torch_decides(config: Config) -> None:
     for sentence in advice(config):
         logger.warning("%s", sentence)
     for row in config.rows():
-        if row.name in _TORCH_DECIDES and row.source == "given" and row.value != row.default:
+        if row.name not in _TORCH_DECIDES or row.source != "given":
+            continue
+        if row.value not in (row.default, "background"):
             logger.warning(
                 "%s means nothing under torch.compile(backend='piecewise'), which traces by itself; "
                 "what does it there: %s; or call tp.compile instead",
