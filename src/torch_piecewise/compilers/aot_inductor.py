@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece, TensorSpec
 from torch_piecewise.ranges import Range
@@ -43,6 +43,7 @@ class AOTInductorCompiler:
         from torch_piecewise.compilers.inductor_passes import Patches
         from torch_piecewise.torch_private.aoti_compile import aoti_compile
 
+        piece = described(piece)
         if options.ambient.grad_enabled:
             raise CompilerError(
                 "AOTInductor's pieces record no gradients",
