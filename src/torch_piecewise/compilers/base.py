@@ -73,11 +73,13 @@ class CompileOptions:
         passes: graph passes to run on the piece, within ``pass_context`` of its range, which is entered
             already; None for none. Given only to a compiler that says ``runs_passes``.
         ambient: torch's settings, which are in force while the compiler runs.
+        partitions: whether Inductor makes functions of its partitions, for static graphs to stand around.
     """
 
     inductor_config: Mapping[str, Any] = field(default_factory=dict)
     passes: PassPlan | None = None
     ambient: Ambient = field(default_factory=Ambient.now)
+    partitions: bool = False
 
     def context(self, range: Range) -> AbstractContextManager[object]:
         """What is in force around a compile for ``range``: the pass context."""

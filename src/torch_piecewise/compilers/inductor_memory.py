@@ -11,6 +11,7 @@ from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
+from torch_piecewise.compilers.inductor_partitions import with_partitions
 from torch_piecewise.compilers.inductor_passes import Patches
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
@@ -33,7 +34,11 @@ class InductorMemoryCompiler:
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         runnable = inductor.inductor_in_memory(
-            piece.graph, fakes, patches=with_known_cpu(patches.settings), cache_tag=cache_tag(range)
+            piece.graph,
+            fakes,
+            patches=with_known_cpu(with_partitions(patches.settings, piece, options)),
+            cache_tag=cache_tag(range),
+            partitions=options.partitions,
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         return LiveArtifact(
