@@ -522,8 +522,6 @@ def test_a_bad_item_is_named_by_its_place():
         ("dispatch_on", "dynamic_arg_dims", {"dispatch_on": "y.0", "dynamic_arg_dims": {"x": 0}}),
         ("dispatch_on", "dynamic_arg_dims", {"dispatch_on": "x.1", "dynamic_arg_dims": {"x": 0}}),
         ("disable_cache", "on_miss", {"disable_cache": True, "on_miss": "error"}),
-        ("cudagraph_mode", "on_miss", {"cudagraph_mode": "piecewise", "on_miss": "background"}),
-        ("cudagraph_mode", "upgrade_to", {"cudagraph_mode": "full", "upgrade_to": "aot_inductor"}),
         ("disable_cache", "on_miss", {"disable_cache": True, "on_miss": "background"}),
         ("disable_cache", "on_miss", {"disable_cache": True, "on_miss": "eager"}),
         (

@@ -258,6 +258,17 @@ def test_each_class_of_error_is_on_the_page_with_a_message_of_it(name: str) -> N
     assert any(all(part in source for part in parts) for parts in kept for source in sources if parts)
 
 
+# -- figures
+
+
+def test_every_figure_of_the_comparison_is_one_of_the_measurements() -> None:
+    measured = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    said = (ROOT / "docs" / "comparison.md").read_text()
+    figures = re.findall(r"\b(\d+(?:\.\d+)?)\s(?:s\b|tokens/s|us\b)", said)
+    assert len(figures) > 10
+    assert [one for one in figures if not re.search(rf"(?<![\d.]){re.escape(one)}(?![\d.])", measured)] == []
+
+
 # -- the site
 
 

@@ -54,8 +54,8 @@ class ProgramFields:
         metadata=setting(
             Bool(),
             "Inductor partitions its own code instead of the graph being cut: the graph is one piece, and "
-            "Inductor is told the splitting_ops, which have to be operations. It partitions GPU code only, "
-            "and where it captures CUDA graphs itself (inductor_compile_config={'triton.cudagraphs': True}).",
+            "Inductor is told the splitting_ops, which have to be operations. With a cudagraph_mode that "
+            "captures pieces, each partition is captured.",
             "inductor_partition",
         ),
     )

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.compilers.base import Knowing
-from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_call
+from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_call, partitioned_call
 from torch_piecewise.dispatch import SizeTable, serving_range
 from torch_piecewise.errors import ConfigError, GuardError
 from torch_piecewise.guard_policy import limit_error
@@ -177,7 +177,8 @@ class Program:
         self.pieces = pieces
         self.sizes = sizes
         self.relations = tuple(relations)
-        self._supply = Supply(tiers, self.look_again)
+        self._on_change: Callable[[], None] = lambda: None
+        self._supply = Supply(tiers, self.look_again, self._settled)
         self._lines = {LineKind.PLAIN: stitched.replaced(body_of), LineKind.UNDER_MODES: stitched}
         if facts is not None:
             self._lines[LineKind.CAPTURED] = facts.line.replaced(body_of)
@@ -194,10 +195,21 @@ class Program:
             lambda key: self._resolve(key, LineKind.CAPTURED)
         )
 
-    def serve_through(self, around: Callable[[SizeKey, Runner], Runner]) -> None:
-        """Let calls run through what ``around`` makes of each size's straight line."""
+    def serve_through(
+        self, around: Callable[[SizeKey, Runner], Runner], on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        """Let calls run through what ``around`` makes of each size's straight line.
+
+        Args:
+            on_change: called, on any thread, when pieces were replaced by others and no more of that is
+                under way; what was taken from ``capture_table`` before still computes the same.
+        """
         self._around = around
+        self._on_change = on_change
         self.table.forget()
+
+    def _settled(self) -> None:
+        self._on_change()
 
     def rely_on(self, inputs: AbstractSet[int]) -> None:
         """Let pieces take the layout of these inputs (positions) for granted: each call compares it."""
@@ -294,6 +306,7 @@ class Program:
         with self._lock:
             self._eager.update(slow)
         self.look_again()
+        self._on_change()
 
     def eager_pieces(self) -> tuple[str, ...]:
         """Pieces that run as they were traced for some size because compiling failed, or made them slower.
@@ -334,7 +347,9 @@ class Program:
     def _bind(self, ready: Mapping[str, Ready], kind: LineKind, *, eager: bool) -> Runner:
         callables = self._callables(ready, eager=eager)
         if kind is LineKind.CAPTURED:
-            callables = {name: opaque_call(run) for name, run in callables.items()}
+            in_parts = self.facts is not None and self.facts.partitioned
+            marked = partitioned_call if in_parts else opaque_call
+            callables = {name: marked(run) for name, run in callables.items()}
         return self._lines[kind].bind(callables)
 
     def artifacts(self, serving: Range) -> dict[str, Artifact | None]:

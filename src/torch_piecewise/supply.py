@@ -41,13 +41,19 @@ class Supply:
     Args:
         tiers: who makes it.
         on_news: called, on the background's thread, whenever a piece has something better to run.
+        on_settled: called there after the last of several such news: nothing better is being made any more.
     """
 
-    def __init__(self, tiers: Tiers, on_news: Callable[[], None]) -> None:
+    def __init__(
+        self, tiers: Tiers, on_news: Callable[[], None], on_settled: Callable[[], None] = lambda: None
+    ) -> None:
         self.tiers = tiers
         self._on_news = on_news
+        self._on_settled = on_settled
         self._asked: set[Key] = set()
         self._failed: set[Key] = set()
+        self._being_made = 0
+        self._had_news = False
         self._lock = threading.Lock()
 
     def ready(self, units: Iterable[Unit]) -> dict[Key, Ready]:
@@ -94,24 +100,39 @@ class Supply:
         tiers = [self.tiers.first] if self.tiers.lazily else []
         if self.tiers.better is not None:
             tiers.append(self.tiers.better)
-        for manager in tiers:
-            for unit in new:
-                background.add(self._job(manager, unit))
+        jobs = [self._job(manager, unit) for manager in tiers for unit in new]
+        with self._lock:
+            self._being_made += len(jobs)
+        for job in jobs:
+            background.add(job)
 
     def _job(self, manager: CompilerManager, unit: Unit) -> Callable[[], None]:
         def make() -> None:
-            if self.tiers.background is None or self.tiers.background.is_stopped:
-                return
-            try:
-                manager.prepare([unit])
-            except PiecewiseError as error:
-                if self.tiers.background.is_stopped:
-                    return
+            has_news = self._make(manager, unit)
+            if has_news:
+                self._on_news()
+            with self._lock:
+                self._being_made -= 1
+                self._had_news = self._had_news or has_news
+                settled = self._had_news and not self._being_made
+                if settled:
+                    self._had_news = False
+            if settled:
+                self._on_settled()
+
+        return make
+
+    def _make(self, manager: CompilerManager, unit: Unit) -> bool:
+        """Make one piece ready in the background; whether there is one more now."""
+        if self.tiers.background is None or self.tiers.background.is_stopped:
+            return False
+        try:
+            manager.prepare([unit])
+        except PiecewiseError as error:
+            if not self.tiers.background.is_stopped:
                 if manager is self.tiers.first:
                     with self._lock:
                         self._failed.add(unit.key)
                 logger.warning("%s %s stays as it is: %s", unit.name, unit.range, error)
-            else:
-                self._on_news()
-
-        return make
+            return False
+        return True
