@@ -206,6 +206,15 @@ class Program:
         self.look_again()
         self._on_change()
 
+    def eager_pieces(self) -> tuple[str, ...]:
+        """Pieces that run as they were traced for some size because compiling failed, or made them slower.
+
+        Those that are still being compiled in the background are not among them.
+        """
+        with self._lock:
+            given_up = {fingerprint for fingerprint, _range in self._eager | self._supply.given_up()}
+        return tuple(info.name for info in self.pieces.infos if info.fingerprint in given_up)
+
     def look_again(self) -> None:
         """There is something better to run than before: the next call of each size finds it."""
         with self._lock:
