@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece, TensorSpec
 from torch_piecewise.ranges import Range
@@ -47,6 +47,7 @@ class AOTInductorCompiler:
         from torch_piecewise.torch_private.aoti_compile import aoti_compile
         from torch_piecewise.torch_private.toolchain import with_known_cpu
 
+        piece = described(piece)
         if options.ambient.grad_enabled:
             raise CompilerError(
                 "AOTInductor's pieces record no gradients",
