@@ -48,6 +48,7 @@ def artifact_ingredients(compiler: Compiler, options: CompileOptions) -> tuple[I
         device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         compiler_ingredient(compiler.name, compiler.fingerprint()),
         Ingredient("inductor_compile_config", settings),
+        *((Ingredient("partitions", "functions of their own"),) if options.partitions else ()),
         passes_ingredient(options.passes.named() if options.passes is not None else ()),
         *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),
     )
