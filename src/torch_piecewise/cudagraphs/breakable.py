@@ -118,7 +118,8 @@ def capture_plan(
         _SESSION.reset(token)
     if weak_outputs:
         outputs = _map_tensors(backend.weak, outputs)
-    return ReplayPlan(tuple(session.steps), tuple(session.graphs), outputs)
+    steps = (step.bound() if isinstance(step, _EagerStep) else step for step in session.steps)
+    return ReplayPlan(tuple(steps), tuple(session.graphs), outputs)
 
 
 class _EagerStep:
@@ -130,10 +131,12 @@ class _EagerStep:
         self._kwargs = kwargs
         self.expected: list[tuple[int, Any]] = []
 
+    def bound(self) -> Callable[[], object]:
+        """The step as a plan does it: the body itself where nothing has to be put anywhere."""
+        return self if self.expected else functools.partial(self._fn, *self._args, **self._kwargs)
+
     def __call__(self) -> None:
         result = self._fn(*self._args, **self._kwargs)
-        if not self.expected:
-            return
         leaves = [result] if isinstance(result, torch.Tensor) else flatten(result)[0]
         for position, place in self.expected:
             leaf = leaves[position] if position < len(leaves) else None
