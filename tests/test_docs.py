@@ -23,7 +23,11 @@ from torch_piecewise.cli import commands
 WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
 SLOW = [page for page in WITH_PYTHON if any(block.note.startswith("slow") for block in python_blocks(page))]
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
-CLASSES = [name for name, one in vars(errors).items() if isinstance(one, type)]
+CLASSES = [
+    name
+    for name, one in vars(errors).items()
+    if isinstance(one, type) and issubclass(one, errors.PiecewiseError)
+]
 SHOWN = [block for page in WITH_PYTHON for block in python_blocks(page) if block.language == "python"]
 
 
@@ -252,6 +256,17 @@ def test_each_class_of_error_is_on_the_page_with_a_message_of_it(name: str) -> N
     assert sources
     kept = [fixed_parts(message) for message in messages()]
     assert any(all(part in source for part in parts) for parts in kept for source in sources if parts)
+
+
+# -- figures
+
+
+def test_every_figure_of_the_comparison_is_one_of_the_measurements() -> None:
+    measured = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    said = (ROOT / "docs" / "comparison.md").read_text()
+    figures = re.findall(r"\b(\d+(?:\.\d+)?)\s(?:s\b|tokens/s|us\b)", said)
+    assert len(figures) > 10
+    assert [one for one in figures if not re.search(rf"(?<![\d.]){re.escape(one)}(?![\d.])", measured)] == []
 
 
 # -- the site

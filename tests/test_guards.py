@@ -348,3 +348,16 @@ def test_a_model_that_asks_for_1_itself_is_shown(first: int) -> None:
 def test_evaluation_without_guards_is_refused() -> None:
     with pytest.raises(ConfigError, match="evaluate_guards and guards contradict each other"):
         tp.Config(guards="none", evaluate_guards=True)
+
+
+def test_a_key_that_only_some_calls_have_is_looked_for_before_it_is_read(no_grad: None) -> None:
+    def pick(x: torch.Tensor, options: dict[str, object]) -> torch.Tensor:
+        return x * options["left"] if options["side"] == "left" else x + options["right"]
+
+    call = tp.compile(pick, backend="eager", disable_cache=True, dynamic_arg_dims={"x": 0}, splitting_ops=[])
+    x, y = torch.randn(3, 4), torch.randn(4)
+    assert torch.equal(call(x, {"side": "left", "left": y}), x * y)
+    assert torch.equal(call(x, {"side": "right", "right": y}), x + y)
+    assert torch.equal(call(x, {"side": "left", "left": y}), x * y)
+    with pytest.raises(KeyError, match="right"):
+        call(x, {"side": "right"})

@@ -13,6 +13,7 @@ import torch
 
 import torch_piecewise as tp
 from tests.graphs import Stack, attention
+from torch_piecewise.artifact_store import artifact_ingredients
 from torch_piecewise.compilers import make_compiler
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.errors import ConfigError, SplitError
@@ -33,6 +34,15 @@ def test_inductor_gets_the_splitting_ops_by_the_names_it_knows() -> None:
     known = partition_ops(None)
     assert "aten::_scaled_dot_product_flash_attention" in known
     assert all(name.startswith("aten::") for name in known)
+
+
+def test_a_collective_is_a_cut_also_where_inductor_has_it_write_in_place() -> None:
+    names = ["_c10d_functional::all_reduce", "_c10d_functional::wait_tensor", "_c10d_functional::all_reduce_"]
+    assert partition_ops(names[:2]) == tuple(names)
+    assert partition_ops(["_c10d_functional::all_reduce.default"]) == (
+        "_c10d_functional::all_reduce.default",
+        "_c10d_functional::all_reduce_.default",
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,12 +79,23 @@ def test_a_compiler_that_cannot_partition_is_refused(backend: str) -> None:
         config(backend=backend)
 
 
-@pytest.mark.parametrize("mode", ["piecewise", "full_and_piecewise"])
-def test_static_graphs_of_pieces_are_inductors_own_there(mode: str) -> None:
-    message = "(?s)use_inductor_graph_partition and cudagraph_mode contradict.*'triton.cudagraphs': True"
+@pytest.mark.parametrize("mode", ["piecewise", "full", "full_and_piecewise"])
+def test_one_captures_this_library_or_inductor(mode: str) -> None:
+    message = "(?s)cudagraph_mode and inductor_compile_config contradict.*leave 'triton.cudagraphs' out"
     with pytest.raises(ConfigError, match=message):
-        config(cudagraph_mode=mode)
-    config(cudagraph_mode="full")
+        config(cudagraph_mode=mode, inductor_compile_config={"triton.cudagraphs": True})
+    config(inductor_compile_config={"triton.cudagraphs": True})
+
+
+def test_partitions_are_functions_where_static_graphs_stand_around_them() -> None:
+    compiler, ambient = make_compiler("inductor"), Ambient.now()
+    asked = [config(), config(cudagraph_mode="full"), config(cudagraph_mode="full_and_piecewise")]
+    assert [options_of(one, compiler, ambient).partitions for one in asked] == [False, False, True]
+    assert not options_of(tp.Config(cudagraph_mode="piecewise"), compiler, ambient).partitions
+    names = [
+        {one.name for one in artifact_ingredients(compiler, options_of(c, compiler, ambient))} for c in asked
+    ]
+    assert ["partitions" in one for one in names] == [False, False, True]
 
 
 @pytest.mark.inductor
@@ -123,7 +144,7 @@ print(json.dumps({"wrapped": len(wrapped), "functions": code.count("def partitio
 
 @pytest.mark.inductor
 def test_inductor_makes_no_partitions_of_cpu_code() -> None:
-    """With torch alone: why a count of partitions is pinned at none here, and needs a GPU to be another.
+    """With torch alone, a wrapper set: why ``PartitionsOn`` tells the scheduler of other devices.
 
     ``Scheduler.should_partition`` leaves every operation that is not on a GPU to the code between partitions.
     """

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +52,131 @@ def test_a_binary_file_is_taken_as_it_was_written_or_not_at_all(
 def test_what_others_can_write_to_is_refused(tmp_path: Path) -> None:
     save_artifact(ARTIFACT, tmp_path / "piece")
     (tmp_path / "piece").chmod(0o666)
-    with pytest.raises(UntrustedError, match=r"chmod -R go-w .*piece"):
+    with pytest.raises(UntrustedError) as caught:
         load_artifact(tmp_path / "piece")
+    assert str(caught.value) == (
+        f"The saved artifact at {tmp_path / 'piece'} is not trusted: "
+        "others can change what would be run from it\n"
+        "  expected: writable by its owner only\n"
+        f"  got: mode 0666, group {(tmp_path / 'piece').stat().st_gid}\n"
+        f"  to do: chmod -R go-w {tmp_path / 'piece'}  (after a look inside)"
+    )
+
+
+class Unpacking(RecordingCompiler):
+    """Writes its payload down as a file of its own."""
+
+    def unpack(self, artifact: Artifact) -> dict[str, bytes]:
+        return {"code/graph.bin": artifact.payload}
+
+    def pack(self, artifact: Artifact, files: dict[str, bytes]) -> Artifact:
+        return dataclasses.replace(artifact, payload=files["code/graph.bin"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_artifact(ARTIFACT, tmp_path / "piece", "unpacked", compiler=Unpacking())
+    return tmp_path / "piece"
+
+
+def load_folder(folder: Path) -> Artifact:
+    return load_artifact(folder, "unpacked", compiler=Unpacking())
+
+
+def test_a_compiler_of_ones_own_unpacks_and_packs(folder: Path) -> None:
+    assert load_folder(folder).payload == b"payload"
+    (folder / "code" / "graph.bin").write_bytes(b"edited")
+    edited = load_folder(folder)
+    assert (edited.payload, edited.meta["edited"]) == (b"edited", ["code/graph.bin"])
+    assert (edited.piece, edited.range, edited.guards) == ("submod_2", tp.Range(1, 8), ("size0 > 1",))
+
+
+def test_a_compiler_that_its_name_does_not_tell_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    message = (
+        "The compiler of this artifact is not known by its name 'recording'\n"
+        "  expected: a compiler of this library, or one whose name is the dotted name of its class\n"
+        "  got: 'recording', which has no dot\n"
+        "  to do: say who it is: compiler=MyCompiler()"
+    )
+    with pytest.raises(CompilerError) as caught:
+        load_artifact(folder, "unpacked")
+    assert str(caught.value) == message
+    with pytest.raises(CompilerError) as caught:
+        save_artifact(ARTIFACT, tmp_path / "other", "unpacked")
+    assert str(caught.value) == message
+
+
+def test_a_folder_that_others_can_write_to_is_refused_as_what_it_is(folder: Path) -> None:
+    folder.chmod(0o777)
+    with pytest.raises(UntrustedError, match=r"^The saved artifact at .*piece is not trusted"):
+        load_folder(folder)
+    folder.chmod(0o755)
+    (folder / "code" / "graph.bin").chmod(0o666)
+    with pytest.raises(
+        UntrustedError, match=r"^The file of a saved artifact at .*graph.bin is not trusted"
+    ) as caught:
+        load_folder(folder)
+    assert "CACHE" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "format", "said"),
+    [
+        (
+            "nowhere",
+            "binary",
+            (
+                "  expected: a file that save_artifact(artifact, path, 'binary') wrote\n"
+                "  got: nothing of that name\n"
+                "  to do: save it anew: save_artifact(manager.artifact(piece, range), path)"
+            ),
+        ),
+        (
+            "piece",
+            "binary",
+            (
+                "  expected: a file that save_artifact(artifact, path, 'binary') wrote\n"
+                "  got: a folder\n"
+                "  to do: if it was saved so, load_artifact(path, 'unpacked')"
+            ),
+        ),
+        (
+            "piece/artifact.json",
+            "unpacked",
+            (
+                "  expected: a folder that save_artifact(artifact, path, 'unpacked') wrote\n"
+                "  got: a file\n"
+                "  to do: if it was saved so, load_artifact(path, 'binary')"
+            ),
+        ),
+        (
+            "piece/code",
+            "unpacked",
+            (
+                "  expected: a folder that save_artifact(artifact, path, 'unpacked') wrote\n"
+                "  got: no artifact.json in it\n"
+                "  to do: name the folder itself, not one above or below"
+            ),
+        ),
+    ],
+)
+def test_what_is_no_saved_artifact_is_told(folder: Path, path: str, format: Any, said: str) -> None:
+    place = folder.parent / path
+    with pytest.raises(BundleError) as caught:
+        load_artifact(place, format, compiler=Unpacking())
+    assert str(caught.value) == f"{place} holds no artifact that can be used\n{said}"
+
+
+def test_a_folder_that_lacks_a_file_names_it(folder: Path) -> None:
+    (folder / "code" / "graph.bin").unlink()
+    with pytest.raises(BundleError) as caught:
+        load_folder(folder)
+    assert str(caught.value) == (
+        f"{folder} holds no artifact that can be used\n"
+        "  expected: the file code/graph.bin\n"
+        "  got: no such file\n"
+        "  to do: put it back, or save the artifact anew: artifact.json lists what it is made of"
+    )
 
 
 def test_a_live_artifact_cannot_be_written(tmp_path: Path) -> None:
@@ -65,7 +190,9 @@ def test_a_live_artifact_cannot_be_written(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "This artifact of 'eager' cannot be written down\n"
         "  expected: an artifact made of bytes\n"
-        "  got: a LiveArtifact, which lives with the process"
+        "  got: a LiveArtifact, which lives with the process\n"
+        "  to do: a piece that records gradients is compiled in memory: compile it under torch.no_grad(), "
+        "with a compiler that keeps its artifacts (backend='inductor')"
     )
 
 

@@ -266,12 +266,23 @@ def test_a_full_graph_outside_swallows_the_pieces_inside() -> None:
     assert handle.counters["sizes_captured"] == 0
 
 
-def test_two_models_have_pools_of_their_own() -> None:
-    target, _, first = compiled(Rows())
-    draft, _, second = compiled(Rows(depth=1))
-    target(rows(2))
-    draft(rows(2))
+def test_a_draft_model_has_a_pool_of_its_own_and_its_calls_come_in_between() -> None:
+    target, target_reference, first = compiled(Rows())
+    draft, draft_reference, second = compiled(Rows(depth=1))
+    for model, handle in ((target, first), (draft, second)):
+        model(rows(2))
+        handle.warmup()
     assert first.static_graphs.backends != second.static_graphs.backends
+    with (
+        first.counters.expect(calls_replayed=2),
+        second.counters.expect(calls_replayed=4),
+    ):
+        for size in (3, 8):
+            proposals = [rows(size), rows(size)]
+            drafted = [draft(x) for x in proposals]
+            x = rows(size)
+            same(target(x), target_reference(x))
+            same(drafted, [draft_reference(x) for x in proposals])
 
 
 class Activated(torch.nn.Module):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class Architecture:
         inputs: ``(batch, length) -> arguments`` of a call, for those that do not generate.
         dims: what ``tp.compile`` is told.
         sizes: the calls that are compared; the first is traced.
+        remark: what the reader of its row has to know.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Architecture:
     inputs: Callable[[int, int], dict[str, Any]] | None = None
     dims: Mapping[str, Any] = field(default_factory=dict)
     sizes: tuple[tuple[int, int], ...] = ((2, 7), (3, 5))
+    remark: str = ""
 
     def make(self) -> Any:
         """The model, in eval mode, the same weights every time."""
@@ -105,6 +108,13 @@ def _causal(name: str, prefix: str, settings: Mapping[str, Any], model: str = "F
     )
 
 
+def _loops_over_length(one: Architecture) -> Architecture:
+    """A decoder whose code loops over the length in Python: each length is a trace of its own."""
+    remark = "a trace for each length: its code loops over the length"
+    dims = {name: {0: "batch"} for name in ("input_ids", "attention_mask", "position_ids")}
+    return dataclasses.replace(one, dims=dims, remark=remark)
+
+
 DECODERS = (
     _causal("Llama", "Llama", _GQA),
     _causal("Qwen2", "Qwen2", _GQA),
@@ -144,8 +154,8 @@ DECODERS = (
     _causal("DeepSeek V2", "DeepseekV2", _MLA),
     _causal("DeepSeek V3", "DeepseekV3", _MLA),
     _causal("Mamba", "Mamba", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "pad_token_id": 0}),
-    _causal("RecurrentGemma", "RecurrentGemma", {**_HEAD_8, "attention_window_size": 8, "lru_width": 32, "block_types": ["recurrent", "attention"]}),
-    _causal("RWKV", "Rwkv", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "attention_hidden_size": 32, "pad_token_id": 0}),
+    _loops_over_length(_causal("RecurrentGemma", "RecurrentGemma", {**_HEAD_8, "attention_window_size": 8, "lru_width": 32, "block_types": ["recurrent", "attention"]})),
+    _loops_over_length(_causal("RWKV", "Rwkv", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "attention_hidden_size": 32, "pad_token_id": 0})),
 )  # fmt: skip
 
 

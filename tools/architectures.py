@@ -80,7 +80,7 @@ def try_architecture(one: Architecture, backend: str = "eager") -> Outcome:
     except PiecewiseError as error:
         reason = error.got or error.what
     found = _through("compile", one, settings, cached=False)
-    return Outcome(**{**vars(found), "note": found.note or reason})
+    return Outcome(**{**vars(found), "note": found.note or one.remark or reason})
 
 
 def _through(door: str, one: Architecture, settings: dict[str, Any], *, cached: bool) -> Outcome:
@@ -106,10 +106,9 @@ def _through(door: str, one: Architecture, settings: dict[str, Any], *, cached: 
 
 
 def _dims(one: Architecture, model: Any) -> dict[str, Any]:
-    if one.dims:
-        return dict(one.dims)
     known = inspect.signature(model.forward).parameters
-    return {name: BOTH for name in ("input_ids", "attention_mask", "position_ids") if name in known}
+    wanted = one.dims or dict.fromkeys(("input_ids", "attention_mask", "position_ids"), BOTH)
+    return {name: dims for name, dims in wanted.items() if name in known}
 
 
 def _run(one: Architecture, model: Any, *, cached: bool) -> _Run:

@@ -31,11 +31,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "6b": ("demo", "seeing_cli"),
     "6a": (DOOR,),
     "5b": ("doctor",),
-    "5a": ("baking", "bundle_start", "api", "cache_cli", "testing", "integrations"),
+    "5a": ("bundle_start", "api", "cache_cli", "testing", "integrations"),
     "4g": ("compiled",),
-    "4f": ("serving",),
+    "4f": ("serving", "saving"),
     # What a model's handle offers for looking at it; below the handle, and knows programs only.
-    "4e": ("observing", "explaining"),
+    "4e": ("observing", "explaining", "baking"),
     "4d": ("report",),
     "4c": ("tracing", "trials"),
     "4b": ("backend", "capture", "keeping"),
@@ -66,6 +66,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "padding",
     ),
     "2a": (
+        "example_call",
         "normalize",
         "cut_policy",
         "regions",

@@ -21,17 +21,18 @@ class Artifact:
 
     Attributes:
         compiler: name of the compiler that made it and can load it.
-        fingerprint: structural fingerprint of the piece it was made from.
+        piece: name of the piece it was made from (``piece.name``), for people: pieces alike share it.
         range: the sizes of the dispatch dim it is valid for.
         payload: what the compiler's ``load`` needs.
-        guards: conditions beside the range that the compiler relied on: expressions over
-            :func:`guard_name` of the piece's symbols, so that pieces alike can share the artifact.
+        guards: conditions beside the range that the compiler relied on: Python expressions over ``size0``,
+            ``size1``, ... (:func:`guard_name`) for the piece's symbols in their order, so that pieces alike
+            can share the artifact. ``tp.compile`` and ``CompilerManager.serves`` check them.
         files: name -> bytes, or a file that holds them, of what the payload refers to (shared objects).
         meta: small JSON-able facts (format, compile seconds, file names); never needed to run.
     """
 
     compiler: str
-    fingerprint: str
+    piece: str
     range: Range
     payload: bytes
     guards: tuple[str, ...] = ()

@@ -48,6 +48,7 @@ def artifact_ingredients(compiler: Compiler, options: CompileOptions) -> tuple[I
         device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         compiler_ingredient(compiler.name, compiler.fingerprint()),
         Ingredient("inductor_compile_config", settings),
+        *((Ingredient("partitions", "functions of their own"),) if options.partitions else ()),
         passes_ingredient(options.passes.named() if options.passes is not None else ()),
         *(Ingredient(name, str(value)) for name, value in asdict(options.ambient).items()),
     )
@@ -127,7 +128,7 @@ class ArtifactStore:
         meta: dict[str, Json] = {
             "kind": "artifact",
             "compiler": artifact.compiler,
-            "piece": artifact.fingerprint,
+            "piece": artifact.piece,
             "guards": list(artifact.guards),
             "cpu": self.host.as_json(),
         }

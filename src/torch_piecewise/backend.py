@@ -23,6 +23,7 @@ from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.flat_call import dispatch_symbol, flat_entry, tell_what_torch_decides
+from torch_piecewise.inductor_partition import captures_partitions
 from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.lost_gradients import refuse_lost_gradients
 from torch_piecewise.manager_pieces import identity
@@ -63,6 +64,7 @@ class Workshop:
         self._managers = managers
         uncut = config.mode == "trace_once" or config.use_inductor_graph_partition
         self._policy = CutPolicy.of(() if uncut else config.splitting_ops)
+        self._partition = CutPolicy.of(config.splitting_ops) if captures_partitions(config) else None
 
     def build(
         self,
@@ -118,12 +120,18 @@ class Workshop:
             relations=() if self.config.guards == "none" else relations,
             cuts=len(cuts),
             facts=self._facts(
-                TracedCall(graph, plan, dispatch, {s: sizes.names[s] for s in sizes.symbols}, arguments)
+                TracedCall(
+                    graph,
+                    plan,
+                    dispatch,
+                    {s: sizes.names[s] for s in sizes.symbols},
+                    arguments,
+                    self._partition,
+                )
             ),
         )
         if prepare:
-            with self.bus.phase("compile"):
-                program.prepare()
+            program.prepare()
         return program
 
     def _facts(self, call: TracedCall) -> ReplayFacts | None:

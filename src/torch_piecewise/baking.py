@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,8 +36,8 @@ _ALLOWED = {
 
 def bake(
     model: Module,
-    example_inputs: tuple[Any, ...] | Mapping[str, Any],
-    path: str | Path,
+    example_inputs: Sequence[Any] | Mapping[str, Any],
+    path: str | os.PathLike[str],
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     config: Config | None = None,
@@ -55,7 +55,7 @@ def bake(
 
     Args:
         model: as it will be served: on its device, in its dtype, ``eval()`` if so.
-        example_inputs: arguments of one call: a tuple of positional ones, or a dict of keyword ones.
+        example_inputs: arguments of one call: a tuple or list of positional ones, or a dict of named ones.
         path: where to write; an existing file is replaced, by a whole one or not at all.
         example_kwargs: keyword arguments beside a tuple.
         config: settings; ``fields`` override it. ``backend`` is ``"aot_inductor"`` unless ``"eager"`` is
@@ -106,8 +106,8 @@ def _call(
         got = f"example_kwargs of type {type(example_kwargs).__name__}"
     elif isinstance(example_inputs, Mapping) and example_kwargs is None:
         return (), dict(example_inputs)
-    elif isinstance(example_inputs, tuple):
-        return example_inputs, dict(example_kwargs or {})
+    elif isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), dict(example_kwargs or {})
     raise ConfigError(
         "The example inputs of tp.bake are no call",
         expected="a tuple of positional arguments, or a dict of keyword arguments",

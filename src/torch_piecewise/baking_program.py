@@ -94,7 +94,10 @@ class ProgramWriter:
             "state": self._state(),
             "result": result_document(self.entry, args, kwargs, self.named),
             "modules": modules_document(
-                self.model, self._traced.guards, f"L[{self.entry.convention.owner_name!r}]"
+                self.model,
+                self._traced.guards,
+                f"L[{self.entry.convention.owner_name!r}]",
+                [one.path for one in self.entry.state.inputs if one.holder is not None],
             ),
             "sizes": {
                 "dispatch": sizes.dispatch,
@@ -258,7 +261,7 @@ class ProgramWriter:
         key = digest(json.dumps([payload, sorted(members.items())], sort_keys=True).encode())[:16]
         if key not in self.code:
             self.members |= {members[file]: data for file, data in files.items()}
-            label = f"{artifact.fingerprint} {artifact.range}"
+            label = f"{artifact.piece} {artifact.range}"
             self.code[key] = {"label": label, "payload": payload, "files": members}
         return key
 

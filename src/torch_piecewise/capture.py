@@ -118,6 +118,7 @@ def _check_symbols(call: CallForm, dims: Dims) -> None:
                     f"Dims that share the symbol {symbol!r} differ in size",
                     expected=f"{name}.{dim} == {other} == {known}",
                     got=str(size),
+                    hint="call it with equal sizes, or give each dim a symbol of its own in dynamic_arg_dims",
                 )
 
 
@@ -231,6 +232,8 @@ def _dispatch_symbol(declared: Mapping[tuple[str, int], Any], call: CallForm, co
         return str(dim_text(first)) if isinstance(first, torch.SymInt) else None
     argument, dim = wanted
     value = call.values.get(argument)
+    if value is None and argument in call.bound.signature.parameters:
+        return None  # it may be left out; such a call is served by code for all sizes
     rank = value.dim() if isinstance(value, torch.Tensor) else 0
     placed = dim + rank if dim < 0 else dim
     if (argument, placed) in declared:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch_piecewise.dispatch import sizes_of
 from torch_piecewise.entry import MISS, Entry
 from torch_piecewise.errors import ConfigError, GuardError
 from torch_piecewise.events import Bus, Counters
+from torch_piecewise.example_call import ExampleCall
 from torch_piecewise.inspection import tell
 from torch_piecewise.observing import Observed
 from torch_piecewise.serving import Serving
@@ -40,10 +41,13 @@ class Stats:
         cuts: its pieces that run eagerly because they hold splitting ops.
         distinct_pieces: different pieces among ``pieces``.
         artifacts_compiled: distinct pieces x ranges that a compiler made, over all traces.
-        compile_seconds: wall time of the compile phase, over all traces; 0 for an encoder.
+        compile_seconds: wall time in which pieces were compiled, over all traces: before calls, in them and
+            in the background (``on_miss="background"``, ``upgrade_to``); 0 for an encoder.
         phase_seconds: seconds per phase of the staircase, over all traces; an encoder's phases are named
             ``encoder_trace``, ``encoder_compile`` and so on.
         encoder_compile_seconds: as ``compile_seconds``, for an encoder; 0 for any other part.
+        eager_pieces: those of ``pieces`` that run as they were traced for some size: they failed to compile
+            (``on_piece_error="eager"``), or are slower compiled (``on_slow_piece="eager"``).
     """
 
     traces: int
@@ -54,10 +58,12 @@ class Stats:
     compile_seconds: float
     phase_seconds: dict[str, float]
     encoder_compile_seconds: float = 0.0
+    eager_pieces: int = 0
 
     def __str__(self) -> str:
         """One line for people."""
-        pieces = f"{self.pieces} pieces, {self.distinct_pieces} distinct, {self.cuts} cuts"
+        eager = f", {self.eager_pieces} eager" if self.eager_pieces else ""
+        pieces = f"{self.pieces} pieces, {self.distinct_pieces} distinct{eager}, {self.cuts} cuts"
         traces = f"{self.traces} trace{'' if self.traces == 1 else 's'}"
         seconds = self.compile_seconds + self.encoder_compile_seconds
         return f"{pieces}; {traces}, {self.artifacts_compiled} compiled in {seconds:.1f} s"
@@ -99,6 +105,7 @@ class CompiledCall:
         self._static = StaticCalls(config, self.bus) if config.cudagraph_mode else None
         if self._static is not None:
             self.counters.also(self._static.counts)
+        self._example: ExampleCall | None = None
         self._serving = Serving(
             self._subject,
             self._dims,
@@ -126,7 +133,11 @@ class CompiledCall:
                 raise
         if refused:
             return self._subject.original(*args, **kwargs)  # the model refuses a call in its own words
-        return self._serving.first_call(args, kwargs)
+        before = self.entries
+        result = self._serving.first_call(args, kwargs)
+        if self._example is None or self.entries is not before:
+            self._example = ExampleCall.of(args, kwargs)
+        return result
 
     # -- the handle
 
@@ -150,6 +161,7 @@ class CompiledCall:
             compile_seconds=seconds.get("compile", 0.0),
             phase_seconds=seconds,
             encoder_compile_seconds=seconds.get("encoder_compile", 0.0),
+            eager_pieces=len(program.eager_pieces()) if program else 0,
         )
 
     @property
@@ -208,7 +220,7 @@ class CompiledCall:
         return self._static.warmup(program, wanted) if self._static is not None else None
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Report:
-        """What was recorded of this model: cut graph, times, use, static graphs; see :meth:`Observed.report`."""
+        """What was recorded of this model: cut graph, times, use; see :meth:`Observed.report`."""
         served = self._static.table().rows() if self._static is not None else ()
         return self.observed.report(self._subject.label, self.entries, path, served=served)
 
@@ -229,6 +241,33 @@ class CompiledCall:
         subject.look_again()
         callee = Explained(subject.label, subject.function, subject.signature, self._dims, self.config)
         return explain(callee, inputs, every_break=every_break)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Write a bundle of this model, as ``tp.bake`` does, for ``tp.load(path, model)`` elsewhere.
+
+        The model is traced and compiled anew, ahead of time; what runs here stays as it is.
+
+        Args:
+            path: where to write; an existing file is replaced, by a whole one or not at all.
+            example_inputs: arguments of one call, as for ``tp.bake``; None for a call like the newest one
+                that was traced here.
+            fields: settings other than those it runs under.
+
+        Raises:
+            GuardError: the model has not been called yet, and there are no ``example_inputs``.
+            ConfigError: this is no module, the call cannot be made again, or a setting cannot be baked.
+            BundleError, PieceCompileError: as ``tp.bake``.
+        """
+        # Imported for its cost: serving never bakes.
+        from torch_piecewise.saving import save
+
+        save(self._subject, self.config, self.tag.name, self._example, path, example_inputs, fields)
 
     def count_calls(self) -> None:
         """From now on count calls by size, for the report; as the setting ``count_calls`` does."""

@@ -63,16 +63,16 @@ def _partition_needs_inductor(values: Values) -> ConfigError | None:
     )
 
 
-def _partitions_are_inductors(values: Values) -> ConfigError | None:
-    if not values["use_inductor_graph_partition"] or not values["cudagraph_mode"].has_piecewise_cudagraphs():
+def _one_captures(values: Values) -> ConfigError | None:
+    inductors = values["inductor_compile_config"].get("triton.cudagraphs", False)
+    if not inductors or not values["cudagraph_mode"]:
         return None
     return _clash(
-        "use_inductor_graph_partition",
         "cudagraph_mode",
-        "one that captures the pieces: this library those of a cut graph, or Inductor its own partitions",
+        "inductor_compile_config",
+        "one that captures: this library, or Inductor where 'triton.cudagraphs' is set",
         values,
-        "set use_inductor_graph_partition=False; or cudagraph_mode='none' and "
-        "inductor_compile_config={'triton.cudagraphs': True}, with which Inductor captures its partitions",
+        "leave 'triton.cudagraphs' out of inductor_compile_config, or set cudagraph_mode='none'",
     )
 
 
@@ -110,19 +110,6 @@ def _pieces_need_cuts(values: Values) -> ConfigError | None:
         "places to cut, for a mode that captures the pieces between them",
         values,
         "set cudagraph_mode='full' to capture it uncut, or splitting_ops=None for the attention operations",
-    )
-
-
-def _captures_keep_their_pieces(values: Values) -> ConfigError | None:
-    swaps = "upgrade_to" if values["upgrade_to"] is not None else "on_miss"
-    if not values["cudagraph_mode"] or (swaps == "on_miss" and values["on_miss"] != "background"):
-        return None
-    return _clash(
-        "cudagraph_mode",
-        swaps,
-        "pieces that stay: a captured graph goes on with those it was captured with",
-        values,
-        "compile first (on_miss='compile', backend='aot_inductor'), or set cudagraph_mode='none'",
     )
 
 
@@ -202,11 +189,10 @@ RULES: tuple[Callable[[Values], ConfigError | None], ...] = (
     _dispatch_is_dynamic,
     _misses_need_a_cache,
     _partition_needs_inductor,
-    _partitions_are_inductors,
+    _one_captures,
     _passes_need_inductor,
     _graph_mode_needs_mode,
     _pieces_need_cuts,
-    _captures_keep_their_pieces,
     _captures_within_limit,
     _evaluation_needs_guards,
     _failure_needs_guards,

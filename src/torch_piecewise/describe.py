@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from torch_piecewise.piece import Dim, EagerPiece, InputSpec, IntSpec, Piece, TensorSpec
 from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitItem
 from torch_piecewise.torch_private.nodes import example_value, storage_key
-from torch_piecewise.torch_private.ops import op_mutates, op_written_places
+from torch_piecewise.torch_private.ops import op_mutates, written_operands
 from torch_piecewise.torch_private.shapes import ShapeEnv, describe_input, symbols_in
 
 _IN_PLACE_OPERATORS = frozenset(
@@ -112,18 +111,9 @@ def changed_inputs(graph: GraphModule) -> frozenset[int]:
 
 
 def _changed_operands(node: Node) -> list[Node]:
-    written = op_written_places(node.target)
+    written = written_operands(node)
     if written is not None:
-        values = [value for at, value in enumerate(node.args) if at in written]
-        values += [value for name, value in node.kwargs.items() if name in written]
-        found: list[Node] = []
-
-        def add(operand: Node) -> Node:
-            found.append(operand)
-            return operand
-
-        map_arg(values, add)
-        return found
+        return written
     if op_mutates(node.target) or "out" in node.kwargs:
         return node.all_input_nodes
     return node.all_input_nodes[:1]

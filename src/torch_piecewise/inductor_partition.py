@@ -1,7 +1,7 @@
 """``use_inductor_graph_partition``: the splitting ops told to Inductor, which cuts its own generated code.
 
-The graph is compiled whole, so Inductor fuses and plans memory across the cuts as far as they allow; its code
-calls one function for each part between them. Inductor makes such functions for GPU code only.
+The graph is compiled whole, so Inductor fuses and plans memory across the cuts as far as they allow. Where
+static graphs capture pieces, its code calls one function for each part between the cuts, which is captured.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch_piecewise.config import Config
 from torch_piecewise.cut_policy_resolve import DEFAULT_SPLITTING_OPS, resolve
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.splitting_ops import SplittingOp
+from torch_piecewise.torch_private.ops import find_op
 
 
 def partition_settings(config: Config) -> dict[str, Any]:
@@ -26,6 +27,11 @@ def partition_settings(config: Config) -> dict[str, Any]:
         return {}
     ops = () if config.mode == "trace_once" else partition_ops(config.splitting_ops)
     return {"graph_partition": True, "custom_should_partition_ops": list(ops)}
+
+
+def captures_partitions(config: Config) -> bool:
+    """Whether static graphs stand around Inductor's partitions, which then are functions of their own."""
+    return config.use_inductor_graph_partition and config.cudagraph_mode.has_piecewise_cudagraphs()
 
 
 def partition_ops(splitting_ops: Sequence[str | type | Callable[..., Any]] | None) -> tuple[str, ...]:
@@ -43,7 +49,21 @@ def partition_ops(splitting_ops: Sequence[str | type | Callable[..., Any]] | Non
     for entry in splitting_ops:
         if isinstance(entry, str):
             resolve(entry)  # refuses a name that does not exist
-    return tuple(_name(entry) for entry in splitting_ops)
+    names = tuple(_name(entry) for entry in splitting_ops)
+    return (*names, *(twin for name in names if (twin := _written_in_place(name))))
+
+
+def _written_in_place(name: str) -> str | None:
+    """What Inductor makes of a collective whose input nobody reads any more; None where that is the same."""
+    op, _, overload = name.partition(".")
+    if not op.startswith("_c10d_functional::") or op.endswith("_"):
+        return None
+    twin = f"{op}_.{overload}" if overload else f"{op}_"
+    try:
+        find_op(twin)
+    except AttributeError:
+        return None
+    return twin
 
 
 def _name(entry: Any) -> str:

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from torch_piecewise.errors import SplitError
 from torch_piecewise.torch_private.gradients import loses_gradients
 from torch_piecewise.torch_private.nodes import example_value, storage_key
-from torch_piecewise.torch_private.ops import SET_GRAD_ENABLED, op_base_name, op_written_arguments
+from torch_piecewise.torch_private.ops import SET_GRAD_ENABLED, op_base_name, written_operands
 
 
 def refuse_lost_gradients(traced: Graph, calling: GraphModule) -> None:
@@ -76,7 +76,7 @@ def _lost(graph: Graph) -> dict[Node, str]:
             continue
         if _is_floating(example_value(node)):
             lost[node] = name
-        for written in op_written_arguments(node):
+        for written in written_operands(node) or ():
             key = storage_key(example_value(written))
             if key is not None:
                 memory[key] = name
@@ -91,7 +91,7 @@ def _known(node: Node, lost: dict[Node, str], memory: dict[int, str]) -> str | N
 
 
 def _wants_gradients(node: Node) -> bool:
-    written = set(op_written_arguments(node))
+    written = set(written_operands(node) or ())
     values = [example_value(one) for one in node.all_input_nodes if one not in written]
     return any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)
 

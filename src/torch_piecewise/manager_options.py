@@ -9,7 +9,7 @@ from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.events import Bus, Observer
-from torch_piecewise.inductor_partition import partition_settings
+from torch_piecewise.inductor_partition import captures_partitions, partition_settings
 from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
 
@@ -31,7 +31,7 @@ def options_of(config: Config, compiler: Compiler, ambient: Ambient) -> CompileO
         )
     settings = {**partition_settings(config), **config.inductor_settings()}
     settings.pop(POST_GRAD_HOOK, None)  # the plan holds what the user put there
-    return CompileOptions(settings, passes, ambient)
+    return CompileOptions(settings, passes, ambient, captures_partitions(config))
 
 
 def bus_with(own: Sequence[Observer], bus: Bus | None) -> Bus:

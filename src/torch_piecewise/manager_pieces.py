@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule
 
+from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, FingerprintError
 from torch_piecewise.fingerprint import fingerprint
 from torch_piecewise.manager_units import BY_HAND, UNNAMED
-from torch_piecewise.piece import EagerPiece, Piece
+from torch_piecewise.piece import EagerPiece, IntSpec, Piece, TensorSpec
+from torch_piecewise.ranges import Range
+from torch_piecewise.relations import Relation
 from torch_piecewise.splitting import SplitItem
 from torch_piecewise.torch_private.nodes import ensure_example_values, placeholder_facts
 from torch_piecewise.torch_private.shapes import dim_text
@@ -97,6 +100,29 @@ def identity(piece: Piece) -> str:
     except FingerprintError as error:
         logger.info("%s is compiled for itself and not kept: %s", piece.name, error.what)
         return f"{UNNAMED} {uuid.uuid4().hex}"
+
+
+def serves(piece: Piece, range: Range, inputs: Sequence[Any], artifact: Artifact | None) -> bool:
+    """Whether the piece, compiled to ``artifact`` for ``range``, may run on ``inputs``; None runs on any."""
+    values = _symbol_values(piece, inputs)
+    if piece.dispatch is not None and values.get(piece.dispatch, range.start) not in range:
+        return False
+    guards = () if artifact is None else artifact.guards
+    named = {
+        guard_name(i): values[symbol.name] for i, symbol in enumerate(piece.symbols) if symbol.name in values
+    }
+    return all(Relation(text).holds(named) for text in guards)
+
+
+def _symbol_values(piece: Piece, inputs: Sequence[Any]) -> dict[str, int]:
+    """What the piece's symbols are in a call, as far as its sizes tell."""
+    found: dict[str, int] = {}
+    for spec, value in zip(piece.inputs, inputs, strict=True):
+        if isinstance(spec, IntSpec):
+            found[str(spec.value)] = int(value)
+        elif isinstance(spec, TensorSpec):
+            found |= dict(zip(map(str, spec.size), value.shape, strict=True))
+    return found
 
 
 def _first_symbol(fakes: Sequence[Any]) -> str | None:

@@ -32,6 +32,7 @@ class ReplayFacts:
         no_full: why a whole call cannot be one graph; empty where it can.
         refusal: why nothing can be captured; empty where it can.
         unclear: why nobody can tell what is to be padded; empty where it is clear.
+        partitioned: whether the pieces hold the cuts, and call what is captured between them themselves.
     """
 
     line: Stitched
@@ -47,3 +48,4 @@ class ReplayFacts:
     no_full: str = ""
     refusal: str = ""
     unclear: str = ""
+    partitioned: bool = False

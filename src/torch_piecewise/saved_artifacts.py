@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers import Compiler, make_compiler
-from torch_piecewise.errors import BundleError, CompilerError
+from torch_piecewise.errors import BundleError, CompilerError, ConfigError
 from torch_piecewise.ranges import Range
 from torch_piecewise.store.trust import trust_of_this_process
 
@@ -29,6 +29,7 @@ Format = Literal["binary", "unpacked"]
 _MAGIC = b"torch-piecewise artifact 1\n"
 _LENGTH = struct.Struct("<Q")
 _DESCRIPTION = "artifact.json"
+_ANEW = "save it anew: save_artifact(manager.artifact(piece, range), path)"
 
 
 def save_artifact(
@@ -57,9 +58,11 @@ def save_artifact(
             f"This artifact of {artifact.compiler!r} cannot be written down",
             expected="an artifact made of bytes",
             got=f"a {type(artifact).__name__}, which lives with the process",
+            hint="a piece that records gradients is compiled in memory: compile it under torch.no_grad(), "
+            "with a compiler that keeps its artifacts (backend='inductor')",
         )
     if format == "unpacked":
-        _save_unpacked(artifact, Path(path), compiler or make_compiler(artifact.compiler))
+        _save_unpacked(artifact, Path(path), compiler or _compiler_of(artifact))
     else:
         _publish(Path(path), _as_binary(artifact))
 
@@ -76,16 +79,32 @@ def load_artifact(
         The artifact; ``meta["edited"]`` names the files of an unpacked one that are not what was written.
 
     Raises:
-        BundleError: the file is torn, altered or something else.
+        BundleError: nothing is there, it is of the other format, torn, altered or something else.
         UntrustedError: others can write to it; names the command that mends it.
         OSError: it cannot be read.
     """
     _check_format(format)
     place = Path(path)
-    _check_trusted(place)
+    _check_is_there(place, format)
+    _check_trusted(place, "saved artifact")
     if format == "unpacked":
         return _load_unpacked(place, compiler)
     return _of_binary(place)
+
+
+def _check_is_there(place: Path, format: Format) -> None:
+    expected = "a folder" if format == "unpacked" else "a file"
+    expected += f" that save_artifact(artifact, path, {format!r}) wrote"
+    if not place.exists():
+        raise _unfit(place, expected, "nothing of that name")
+    if place.is_dir() != (format == "unpacked"):
+        other: Format = "unpacked" if place.is_dir() else "binary"
+        got = "a folder" if place.is_dir() else "a file"
+        raise _unfit(place, expected, got, f"if it was saved so, load_artifact(path, {other!r})")
+    if format == "unpacked" and not (place / _DESCRIPTION).is_file():
+        raise _unfit(
+            place, expected, f"no {_DESCRIPTION} in it", "name the folder itself, not one above or below"
+        )
 
 
 def _check_format(format: str) -> None:
@@ -170,10 +189,13 @@ def _load_unpacked(folder: Path, compiler: Compiler | None) -> Artifact:
     for name in names:
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise _unfit(folder, "files inside the folder", name)
-        _check_trusted(folder / name)
+        if not (folder / name).is_file():
+            hint = "put it back, or save the artifact anew: artifact.json lists what it is made of"
+            raise _unfit(folder, f"the file {name}", "no such file", hint)
+        _check_trusted(folder / name, "file of a saved artifact")
         files[name] = (folder / name).read_bytes()
     edited = [name for name, data in files.items() if hashlib.sha256(data).hexdigest() != names[name]]
-    made: Any = compiler or make_compiler(artifact.compiler)
+    made: Any = compiler or _compiler_of(artifact)
     packed: Artifact = made.pack(artifact, files)
     return dataclasses.replace(packed, meta={**packed.meta, "edited": edited})
 
@@ -181,10 +203,22 @@ def _load_unpacked(folder: Path, compiler: Compiler | None) -> Artifact:
 # --
 
 
+def _compiler_of(artifact: Artifact) -> Compiler:
+    try:
+        return make_compiler(artifact.compiler)
+    except ConfigError as error:
+        raise CompilerError(
+            f"The compiler of this artifact is not known by its name {artifact.compiler!r}",
+            expected="a compiler of this library, or one whose name is the dotted name of its class",
+            got=error.got,
+            hint="say who it is: compiler=MyCompiler()",
+        ) from error
+
+
 def _described(artifact: Artifact) -> dict[str, Any]:
     return {
         "compiler": artifact.compiler,
-        "piece": artifact.fingerprint,
+        "piece": artifact.piece,
         "range": [artifact.range.start, artifact.range.end],
         "guards": list(artifact.guards),
     }
@@ -205,8 +239,8 @@ def _bytes(content: bytes | Path) -> bytes:
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def _check_trusted(path: Path) -> None:
-    trust_of_this_process().check(path, path.stat())
+def _check_trusted(path: Path, what: str) -> None:
+    trust_of_this_process().check(path, path.stat(), what)
 
 
 def _publish(path: Path, data: bytes) -> None:
@@ -216,5 +250,7 @@ def _publish(path: Path, data: bytes) -> None:
     Path(file.name).replace(path)
 
 
-def _unfit(path: Path, expected: str, got: str) -> BundleError:
-    return BundleError(f"{path} holds no artifact that can be used", expected=expected, got=got)
+def _unfit(path: Path, expected: str, got: str, hint: str | None = None) -> BundleError:
+    return BundleError(
+        f"{path} holds no artifact that can be used", expected=expected, got=got, hint=hint or _ANEW
+    )

@@ -85,7 +85,9 @@ class StaticCalls:
             return lambda: None
         runner = self._runner(program, facts, backend, mode, watched)
         self._runners = {**self._runners, program: runner}
-        program.serve_through(lambda key, plain: _serving(runner, key, plain, facts, program))
+        program.serve_through(
+            lambda key, plain: _serving(runner, key, plain, facts, program), runner.code_changed
+        )
         return runner.memory_changed
 
     # -- verbs of the handle
@@ -229,6 +231,7 @@ class StaticCalls:
             check_addresses=config.check_addresses or None,
             always_check=frozenset(range(facts.count)) - watched,
             no_padding=no_padding,
+            only_marked=facts.partitioned,
             budget=GraphBudget(config.cudagraph_memory_budget, config.cudagraph_time_budget),
         )
 

@@ -26,6 +26,7 @@ class Subject:
     Attributes:
         plain: ``function``, unbound.
         signature: the parameters that people name.
+        is_module_call: whether it is what a module's own call does.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Subject:
         self.owner = owner
         self.original = original
         self.signature = inspect.signature(declared or function)
-        self._is_module_call = declared is not None
+        self.is_module_call = declared is not None
         self._take(with_owner_named(function))
 
     @property
@@ -63,7 +64,7 @@ class Subject:
 
     def look_again(self) -> bool:
         """Find out what to trace now that hooks may have come or gone; whether it is another function."""
-        if not isinstance(self.owner, Module) or not self._is_module_call:
+        if not isinstance(self.owner, Module) or not self.is_module_call:
             return False
         function = with_owner_named(traceable_call(self.owner))
         if getattr(function, "__func__", function) is self.plain:

@@ -41,12 +41,19 @@ class Supply:
     Args:
         tiers: who makes it.
         on_news: called, on the background's thread, whenever a piece has something better to run.
+        on_settled: called there after the last of several such news: nothing better is being made any more.
     """
 
-    def __init__(self, tiers: Tiers, on_news: Callable[[], None]) -> None:
+    def __init__(
+        self, tiers: Tiers, on_news: Callable[[], None], on_settled: Callable[[], None] = lambda: None
+    ) -> None:
         self.tiers = tiers
         self._on_news = on_news
+        self._on_settled = on_settled
         self._asked: set[Key] = set()
+        self._failed: set[Key] = set()
+        self._being_made = 0
+        self._had_news = False
         self._lock = threading.Lock()
 
     def ready(self, units: Iterable[Unit]) -> dict[Key, Ready]:
@@ -68,6 +75,12 @@ class Supply:
         better = self.tiers.better
         return {**self.tiers.first.made(), **(better.made() if better is not None else {})}
 
+    def given_up(self) -> frozenset[Key]:
+        """What runs as it was traced because its compiler failed."""
+        failed = {key for key, one in self.made().items() if one.artifact is None}
+        with self._lock:
+            return frozenset(failed | self._failed)
+
     def generated_code(self, artifact: Artifact) -> str:
         """The code that its compiler generated, for people; empty where it shows none."""
         for manager in filter(None, (self.tiers.first, self.tiers.better)):
@@ -87,21 +100,39 @@ class Supply:
         tiers = [self.tiers.first] if self.tiers.lazily else []
         if self.tiers.better is not None:
             tiers.append(self.tiers.better)
-        for manager in tiers:
-            for unit in new:
-                background.add(self._job(manager, unit))
+        jobs = [self._job(manager, unit) for manager in tiers for unit in new]
+        with self._lock:
+            self._being_made += len(jobs)
+        for job in jobs:
+            background.add(job)
 
     def _job(self, manager: CompilerManager, unit: Unit) -> Callable[[], None]:
         def make() -> None:
-            if self.tiers.background is None or self.tiers.background.is_stopped:
-                return
-            try:
-                manager.prepare([unit])
-            except PiecewiseError as error:
-                if self.tiers.background.is_stopped:
-                    return
-                logger.warning("%s %s stays as it is: %s", unit.name, unit.range, error)
-            else:
+            has_news = self._make(manager, unit)
+            if has_news:
                 self._on_news()
+            with self._lock:
+                self._being_made -= 1
+                self._had_news = self._had_news or has_news
+                settled = self._had_news and not self._being_made
+                if settled:
+                    self._had_news = False
+            if settled:
+                self._on_settled()
 
         return make
+
+    def _make(self, manager: CompilerManager, unit: Unit) -> bool:
+        """Make one piece ready in the background; whether there is one more now."""
+        if self.tiers.background is None or self.tiers.background.is_stopped:
+            return False
+        try:
+            manager.prepare([unit])
+        except PiecewiseError as error:
+            if not self.tiers.background.is_stopped:
+                if manager is self.tiers.first:
+                    with self._lock:
+                        self._failed.add(unit.key)
+                logger.warning("%s %s stays as it is: %s", unit.name, unit.range, error)
+            return False
+        return True

@@ -102,7 +102,7 @@ class RecordingCompiler:
                 expected=f"an artifact of {self.name!r}",
                 got=f"one of {artifact.compiler!r}",
             )
-        self._note(CompilerCall("load", artifact.fingerprint, artifact.range))
+        self._note(CompilerCall("load", artifact.piece, artifact.range))
         run: Callable[..., tuple[Any, ...]] = from_bytes(artifact.payload).forward
         return run
 

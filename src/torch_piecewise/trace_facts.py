@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_piecewise.cudagraphs import DynamicInput, Extent
+from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import changed_inputs
 from torch_piecewise.padding import why_not_padded
 from torch_piecewise.piece import Dim, IntSpec, TensorSpec
@@ -42,6 +43,7 @@ class TracedCall:
         dispatch: the symbol that sizes are about; None where no size changes.
         symbols: how a call's value of each symbol of the size key is read, in the key's order.
         arguments: names of the call's arguments; None for every input that is no parameter or buffer.
+        partition: where the plan leaves the cuts in the pieces, for Inductor to cut there: what is a cut.
     """
 
     graph: GraphModule
@@ -49,6 +51,7 @@ class TracedCall:
     dispatch: str | None
     symbols: Mapping[str, str]
     arguments: AbstractSet[str] | None = None
+    partition: CutPolicy | None = None
 
 
 def replay_facts(
@@ -80,7 +83,8 @@ def replay_facts(
         no_padding=reader.no_padding(),
         no_full=reader.no_full(),
         refusal=reader.refusal(),
-        unclear=unclear_sizes(call.plan, call.dispatch, reader.shapes_by_name(), named),
+        unclear=unclear_sizes(reader.cuts(), call.dispatch, reader.shapes_by_name(), named),
+        partitioned=call.partition is not None,
     )
 
 
@@ -220,7 +224,18 @@ class _Reader:
             self._call.graph.graph, self._call.dispatch, padded, lambda node: node.name in is_cut
         )
 
+    def cuts(self) -> list[Node]:
+        """What runs between captured parts: cut pieces, or operations where Inductor cuts."""
+        policy = self._call.partition
+        if policy is not None:
+            return [node for node in self._call.graph.graph.nodes if policy.cut(node)]
+        cuts = {item.submod_name for item in self._call.plan.items if item.is_splitting_graph}
+        nodes = self._call.plan.module.graph.nodes
+        return [node for node in nodes if node.op == "call_module" and node.target in cuts]
+
     def _cut_names(self) -> frozenset[str]:
+        if self._call.partition is not None:
+            return frozenset(node.name for node in self.cuts())
         cuts = [item.graph.graph for item in self._call.plan.items if item.is_splitting_graph]
         return frozenset(node.name for graph in cuts for node in graph.nodes if node.op != "placeholder")
 
@@ -239,10 +254,8 @@ class _Reader:
 
     def refusal(self) -> str:
         host = {self._nodes[at].name for at in self._on_host()}
-        for node in self._call.plan.module.graph.nodes:
-            compiled = node.op == "call_module" and str(node.target) in self._compiled()
-            if compiled and any(operand.name in host for operand in node.all_input_nodes):
-                self._wrong.append("compiled code reads an input that lies on the CPU")
+        if any(operand.name in host for node in self._captured() for operand in node.all_input_nodes):
+            self._wrong.append("compiled code reads an input that lies on the CPU")
         known = flat_symbol_readers(self._fakes).keys()
         unbacked = [n for n in self._call.graph.graph.nodes if _depends_on_data(n, known)]
         if unbacked:
@@ -251,8 +264,18 @@ class _Reader:
             self._wrong.append("it changes an input that shares memory with another")
         return self._wrong[0] if self._wrong else ""
 
-    def _compiled(self) -> frozenset[str]:
-        return frozenset(item.submod_name for item in self._call.plan.items if not item.is_splitting_graph)
+    def _captured(self) -> Iterator[Node]:
+        """The nodes that work between cuts: compiled pieces, or operations where Inductor cuts."""
+        if self._call.partition is not None:
+            cuts = self._cut_names()
+            for node in self._call.graph.graph.nodes:
+                if node.op not in ("placeholder", "output") and node.name not in cuts:
+                    yield node
+            return
+        compiled = {item.submod_name for item in self._call.plan.items if not item.is_splitting_graph}
+        for node in self._call.plan.module.graph.nodes:
+            if node.op == "call_module" and str(node.target) in compiled:
+                yield node
 
     def _shares_changed_memory(self) -> bool:
         keys = [storage_key(fake) if isinstance(fake, torch.Tensor) else None for fake in self._fakes]

@@ -10,7 +10,6 @@ import torch
 from torch.fx import Node
 
 from torch_piecewise.piece import Dim
-from torch_piecewise.splitting import SplitPlan
 from torch_piecewise.torch_private.nodes import example_value
 from torch_piecewise.torch_private.shapes import dim_text
 
@@ -19,7 +18,7 @@ _OneSize = tuple[str, int, str]
 
 
 def unclear_sizes(
-    plan: SplitPlan,
+    cuts: Sequence[Node],
     dispatch: str | None,
     shapes: Mapping[str, Sequence[Dim]],
     named: Mapping[str, Mapping[int, str | None]],
@@ -30,7 +29,7 @@ def unclear_sizes(
     or not (block tables). Code that is compiled shows which; a cut that reads it does not.
 
     Args:
-        plan: the cut graph.
+        cuts: what is not compiled, as nodes.
         dispatch: the symbol that padding changes; None where no size changes.
         shapes: shape of each argument that is a tensor.
         named: argument -> dim -> the name that was given to its size. A name says that it is meant.
@@ -41,7 +40,7 @@ def unclear_sizes(
     for name, dim, symbol in _sizes(shapes):
         if symbol == dispatch or _name_of(named.get(name, {}), dim, len(shapes[name])):
             continue
-        if follows is None or not any(_meet(node, dispatch, symbol) for node in _cuts(plan)):
+        if follows is None or not any(_meet(node, dispatch, symbol) for node in cuts):
             continue
         other, at = follows
         return (
@@ -59,11 +58,6 @@ def _sizes(shapes: Mapping[str, Sequence[Dim]]) -> Iterator[_OneSize]:
 
 def _name_of(names: Mapping[int, str | None], dim: int, rank: int) -> str | None:
     return names.get(dim) or names.get(dim - rank)
-
-
-def _cuts(plan: SplitPlan) -> list[Node]:
-    cuts = {item.submod_name for item in plan.items if item.is_splitting_graph}
-    return [node for node in plan.module.graph.nodes if node.op == "call_module" and node.target in cuts]
 
 
 def _meet(cut: Node, dispatch: str, symbol: str) -> bool:

@@ -117,6 +117,52 @@ def test_pieces_compiled_by_inductor_are_captured(inductor, mode):
     assert handle.counters["calls_replayed"] == 3
 
 
+@pytest.mark.parametrize("mode", ["piecewise", "full_and_piecewise"])
+@torch.no_grad()
+def test_inductors_own_partitions_are_captured(inductor, tmp_path, mode):
+    def made():
+        torch.manual_seed(1)
+        return compiled(
+            Rows(depth=2),
+            backend="inductor",
+            use_inductor_graph_partition=True,
+            cudagraph_mode=mode,
+            cudagraph_capture_sizes=[4, 8],
+            disable_cache=False,
+            cache_dir=str(tmp_path),
+        )
+
+    for compiles in (1, 0):
+        model, reference, handle = made()
+        model(rows(3))
+        assert handle.counters["artifacts_compiled"] == compiles
+        graphs = 6 if mode == "piecewise" else 8
+        with handle.counters.expect(static_graphs=graphs):
+            handle.warmup()
+        with handle.counters.expect(calls_replayed=4, sizes_captured=0):
+            kept = [(x, model(x)) for x in map(rows, (3, 8, 1, 5))]
+        for x, y in kept:
+            close(y, reference(x))
+
+
+@torch.no_grad()
+def test_partitions_read_weights_that_lie_at_odd_addresses(inductor):
+    model, reference, _handle = compiled(
+        Rows(depth=1),
+        backend="inductor",
+        use_inductor_graph_partition=True,
+        cudagraph_num_of_warmups=0,
+        cudagraph_capture_sizes=[4],
+    )
+    model(rows(4))
+    memory = torch.randn(257, device="cuda")
+    for one in (model, reference):
+        one.norm.weight = torch.nn.Parameter(memory[1:])
+    for _ in range(3):
+        x = rows(4)
+        close(model(x), reference(x))
+
+
 @torch.inference_mode()
 def test_sizes_are_captured_in_calls_when_they_were_not_warmed_up():
     model, reference, handle = compiled(Rows())

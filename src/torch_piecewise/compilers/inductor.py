@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.artifact import Artifact, LiveArtifact
-from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece, TensorSpec
@@ -43,18 +43,24 @@ class InductorCompiler:
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
         from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
+        from torch_piecewise.compilers.inductor_partitions import with_partitions
         from torch_piecewise.compilers.inductor_passes import Patches
         from torch_piecewise.torch_private.generated_code import generated_code
         from torch_piecewise.torch_private.inductor import inductor_in_memory, inductor_standalone
         from torch_piecewise.torch_private.toolchain import with_known_cpu
 
+        piece = described(piece)
         patches = Patches.of(options)
         keepable = patches.keepable and not _records_gradients(piece, options)
         compile_it = inductor_standalone if keepable else inductor_in_memory
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         whole = compile_it(
-            piece.graph, fakes, patches=with_known_cpu(patches.settings), cache_tag=cache_tag(range)
+            piece.graph,
+            fakes,
+            patches=with_known_cpu(with_partitions(patches.settings, piece, options)),
+            cache_tag=cache_tag(range),
+            partitions=options.partitions,
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         if not isinstance(whole, bytes):
@@ -62,7 +68,8 @@ class InductorCompiler:
                 self.name, piece.name, range, guards=guards, runnable=whole, meta=patches.meta()
             )
         code = generated_code(whole)
-        payload = pickle.dumps({"whole": whole, "source": code.source if code is not None else None})
+        source = code.source if code is not None else None
+        payload = pickle.dumps({"whole": whole, "source": source, "partitions": options.partitions})
         return Artifact(
             self.name,
             piece.name,
@@ -94,9 +101,11 @@ class InductorCompiler:
             )
         payload = pickle.loads(artifact.payload)
         if payload["source"] is None:
-            from torch_piecewise.torch_private.inductor import load_inductor_standalone
+            from torch_piecewise.torch_private import inductor
 
-            return load_inductor_standalone(payload["whole"])
+            partitions = payload.get("partitions", False)
+            load = inductor.load_inductor_partitioned if partitions else inductor.load_inductor_standalone
+            return load(payload["whole"])
         from torch_piecewise.torch_private.generated_code import load_generated_code
 
         with tempfile.TemporaryDirectory(prefix="torch-piecewise-") as folder:
@@ -114,7 +123,7 @@ class InductorCompiler:
             raise CompilerError(
                 "This artifact holds torch's own binary, which has no unpacked format",
                 expected="a CPU piece without constants, gradients or inputs to update after the call",
-                got=f"piece {artifact.fingerprint}",
+                got=f"piece {artifact.piece}",
                 hint="save it with format='binary'; debug_dump_path shows what Inductor generated",
             )
         kernels = {f"{_KERNELS}{name}.so": content for name, content in artifact.files.items()}

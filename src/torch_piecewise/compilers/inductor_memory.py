@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from torch_piecewise.artifact import Artifact, LiveArtifact
-from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
+from torch_piecewise.compilers.inductor_partitions import with_partitions
 from torch_piecewise.compilers.inductor_passes import Patches
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
@@ -28,11 +29,16 @@ class InductorMemoryCompiler:
         return f"inductor_memory torch={torch.__version__} git={torch.version.git_version}"
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        piece = described(piece)
         patches = Patches.of(options)
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
         runnable = inductor.inductor_in_memory(
-            piece.graph, fakes, patches=with_known_cpu(patches.settings), cache_tag=cache_tag(range)
+            piece.graph,
+            fakes,
+            patches=with_known_cpu(with_partitions(patches.settings, piece, options)),
+            cache_tag=cache_tag(range),
+            partitions=options.partitions,
         )
         guards = by_position(piece, (text for text in fakes.new_relations() if text not in told))
         return LiveArtifact(

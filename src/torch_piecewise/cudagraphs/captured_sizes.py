@@ -98,6 +98,7 @@ class CapturedSizes:
         self._memory = InputMemory()
         self._ledger: Ledger[Dispatch] = Ledger(options.budget)
         self._captured: dict[Dispatch, CapturedSize] = {}
+        self._stale: set[Dispatch] = set()
         self._given_up: dict[Dispatch, str] = {}
         self._largest = 1
         self._table = ReplayTable()
@@ -114,6 +115,20 @@ class CapturedSizes:
         if self._options.budget.max_bytes is not None:
             self._ledger.touch(key)
         return self._captured.get(key)
+
+    def code_changed(self) -> None:
+        """What was captured was captured of other code than there is now; it still computes the same."""
+        self._stale.update(self._captured)
+        self._given_up.clear()
+
+    def is_current(self, key: Dispatch) -> bool:
+        """Whether ``key`` was captured, of the code that there is now."""
+        return key in self._captured and key not in self._stale
+
+    def drop_stale(self) -> None:
+        """Give up what was captured of other code."""
+        for key in tuple(self._stale):
+            self._drop(key)
 
     def table(self) -> ReplayTable:
         """Counts of calls; the caller counts those that no graph served."""
@@ -234,6 +249,8 @@ class CapturedSizes:
         return FixedInputs(template, self._memory, size, check_addresses=self._check, always_check=always)
 
     def _capture(self, key: Dispatch, inputs: FixedInputs, *, collect: bool) -> CapturedSize:
+        if key in self._captured:
+            self._drop(key)
         line = self._line_for(key.descriptor.num_tokens)
         before, start = self._backend.memory_in_use(), time.monotonic()
         try:
@@ -244,6 +261,7 @@ class CapturedSizes:
                     captures_cuts=key.mode is CUDAGraphMode.FULL,
                     collect=collect,
                     weak_outputs=self._options.outputs is OutputPolicy.COPY,
+                    only_marked=self._options.only_marked,
                 )
         finally:
             seconds = time.monotonic() - start
@@ -253,6 +271,8 @@ class CapturedSizes:
         except BaseException:
             plan.reset()
             raise
+        if not plan.graphs:
+            _log.info("%s has no part that a graph could hold: it runs as it does without graphs", key)
         self._captured[key] = captured = CapturedSize(key, plan, inputs, outputs)
         cost = self._backend.memory_in_use() - before
         self._ledger.charge(cost)
@@ -294,6 +314,7 @@ class CapturedSizes:
     def _drop(self, key: Dispatch, *, evicted: bool = False) -> int:
         before = self._backend.memory_in_use()
         captured = self._captured.pop(key)
+        self._stale.discard(key)
         captured.plan.reset()
         self._count(captured)
         freed = before - self._backend.memory_in_use()

@@ -122,6 +122,7 @@ class FixedInputs:
         check_addresses: bool,
         always_check: frozenset[int] = frozenset(),
     ) -> None:
+        self.template = template
         self._lasting = template.lasting
         self._pick = _picker([at for at, _ in template.lasting])
         self._lasting_values = tuple(value for _, value in template.lasting)

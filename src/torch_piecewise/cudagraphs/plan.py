@@ -17,11 +17,13 @@ class ReplayPlan:
         steps: called one after the other, without arguments; their results are ignored.
         graphs: the static graphs among the steps; owned by this plan.
         outputs: what the captured call returned. Its tensors lie on fixed memory, filled by each replay.
+        kept: the compiled code that the graphs were recorded from: device code may go when it goes.
     """
 
     steps: tuple[Callable[[], object], ...]
     graphs: tuple[StaticGraph, ...]
     outputs: Any
+    kept: tuple[Any, ...] = ()
 
     def replay(self) -> None:
         """Do everything once."""

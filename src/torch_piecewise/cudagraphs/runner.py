@@ -116,6 +116,7 @@ class StaticGraphRunner:
         self._recaptures = Recaptures(in_place)
         self._visits: dict[tuple[Dispatch, int], int] = {}
         self._is_busy = False
+        self._has_new_code = False
 
     def __call__(self, *args: Value) -> Value:
         """Serve one call.
@@ -175,6 +176,7 @@ class StaticGraphRunner:
         """
         wanted = None if sizes is None else sorted(set(sizes))
         with self._turn, self._occupied():
+            self._notice_new_code()
             for size in wanted or ():
                 self._dispatcher.add_size(size)
             self._decisions.forget()
@@ -194,6 +196,14 @@ class StaticGraphRunner:
         """Give up what was captured: a tensor that is not dynamic is in other memory now."""
         with self._turn:
             self._forget_memory()
+
+    def code_changed(self) -> None:
+        """There is other code to capture than before, that computes the same; on any thread.
+
+        What was captured serves on until it is captured anew: by the calls to come, where those capture, else
+        by :meth:`capture_pending` or :meth:`warmup`.
+        """
+        self._has_new_code = True
 
     def clear(self) -> None:
         """Give up all graphs and input buffers; counts stay."""
@@ -222,11 +232,13 @@ class StaticGraphRunner:
             return Refusal("called from inside a call")
         self._is_busy = True
         try:
+            self._notice_new_code()
             captured = self._sizes.use(key)
             if captured is not None:
                 why = captured.refusal(args, size)
                 if not why:
                     self._sizes.refuse_if_held()
+                    self._ask_for_current(key, captured)
                     self._recaptures.fits(key)
                     return captured.serve(args, size)
                 if not self._gave_up(key, captured, args):
@@ -234,6 +246,15 @@ class StaticGraphRunner:
             return self._serve_uncaptured(key, size, args)
         finally:
             self._is_busy = False
+
+    def _notice_new_code(self) -> None:
+        if not self._has_new_code:
+            return
+        self._has_new_code = False
+        self._sizes.code_changed()
+        self._visits.clear()
+        if self._options.capture is CaptureWhen.ON_CALL:
+            self._sizes.drop_stale()
 
     def _gave_up(self, key: Dispatch, captured: CapturedSize, args: Sequence[Any]) -> bool:
         """Whether what was captured for ``key`` is given up, since memory has changed."""
@@ -246,6 +267,10 @@ class StaticGraphRunner:
             self._recaptures.note()
             self._sizes.drop(key)
         return verdict is not Verdict.KEEP
+
+    def _ask_for_current(self, key: Dispatch, captured: CapturedSize) -> None:
+        if self._options.capture is CaptureWhen.BETWEEN_CALLS and not self._sizes.is_current(key):
+            self._unattended.ask(key, captured.inputs.template)
 
     def _forget_memory(self) -> None:
         if self._sizes.keys():

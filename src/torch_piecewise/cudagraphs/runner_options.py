@@ -41,6 +41,8 @@ class RunnerOptions:
             same objects. None leaves it to the backend: on with the testing recorder, off on a GPU.
         always_check: positions of inputs that are checked so whatever ``check_addresses`` says.
         no_padding: why only calls of exactly a captured size may replay; empty where calls are padded.
+        only_marked: the line asks the device for nothing outside of functions that are marked as compiled
+            code or as eager; then no graph is begun before it comes to one of the former.
         budget: limits of memory and time.
 
     Raises:
@@ -54,6 +56,7 @@ class RunnerOptions:
     check_addresses: bool | None = None
     always_check: frozenset[int] = frozenset()
     no_padding: str = ""
+    only_marked: bool = False
     budget: GraphBudget = field(default_factory=GraphBudget)
 
     def __post_init__(self) -> None:

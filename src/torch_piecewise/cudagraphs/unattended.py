@@ -67,7 +67,7 @@ class Unattended:
         keys = [
             key
             for key in self._dispatcher.capture_order()
-            if key not in self._sizes and (chosen is None or key.descriptor.num_tokens in chosen)
+            if not self._sizes.is_current(key) and (chosen is None or key.descriptor.num_tokens in chosen)
         ]
         self.make_room_for_the_largest()
         for done, key in enumerate(keys, start=1):

@@ -124,6 +124,7 @@ def _program(
         steps=tuple(steps),
         folds=tuple(folded(steps)),
         use=use_of(sizes, counts, captured) if counts is not None else None,
+        eager=program.eager_pieces(),
     )
 
 

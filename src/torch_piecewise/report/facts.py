@@ -148,6 +148,7 @@ class ProgramFacts:
         relations: conditions on sizes that the trace relied on.
         steps, folds: the straight line, whole and folded.
         use: None where calls were not counted.
+        eager: pieces that were to be compiled and run as they were traced for some size.
     """
 
     symbols: dict[str, str]
@@ -158,6 +159,7 @@ class ProgramFacts:
     steps: tuple[Step, ...]
     folds: tuple[Fold, ...]
     use: tuple[RangeUse, ...] | None = None
+    eager: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def _program(document: Mapping[str, Any]) -> ProgramFacts:
             "steps": tuple(map(_step, document["steps"])),
             "folds": tuple(Fold(tuple(map(_step, one["steps"])), one["times"]) for one in document["folds"]),
             "use": tuple(RangeUse(**one) for one in use) if use is not None else None,
+            "eager": tuple(document.get("eager", ())),  # what was kept before it was counted has none
         }
     )
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from torch_piecewise.errors import UntrustedError
 
+CACHE = "cache"
+"""What is judged where nothing else is said: a root, or a file of one."""
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -31,8 +34,8 @@ class Trust:
     owners: frozenset[int]
     is_private_group: Callable[[int], bool]
 
-    def check(self, path: Path, status: os.stat_result) -> None:
-        """Pass, or refuse ``path``, whose ``status`` was read.
+    def check(self, path: Path, status: os.stat_result, what: str = CACHE) -> None:
+        """Pass, or refuse ``path``, whose ``status`` was read; ``what`` it is, for people.
 
         Raises:
             UntrustedError: others own it or can write to it; names the command that mends it.
@@ -41,28 +44,33 @@ class Trust:
             return
         if status.st_uid != self.uid and status.st_uid not in self.owners:
             raise _refused(
-                path,
+                f"The {what} at {path}",
                 f"owned by user {self.uid} or root",
                 f"owner is user {status.st_uid}",
-                f"chown -R {self.uid} {shlex.quote(str(path))}",
+                f"chown -R {self.uid} {shlex.quote(str(path))}{_after(what)}",
             )
         mode = stat.S_IMODE(status.st_mode)
         group_writes = bool(mode & stat.S_IWGRP) and not self.is_private_group(status.st_gid)
         if group_writes or mode & stat.S_IWOTH:
             raise _refused(
-                path,
+                f"The {what} at {path}",
                 "writable by its owner only",
                 f"mode {mode:04o}, group {status.st_gid}",
-                f"chmod -R go-w {shlex.quote(str(path))}",
+                f"chmod -R go-w {shlex.quote(str(path))}{_after(what)}",
             )
 
 
-def _refused(path: Path, expected: str, got: str, mend: str) -> UntrustedError:
+def _after(what: str) -> str:
+    elsewhere = ", or set TORCH_PIECEWISE_CACHE_DIR to a folder of your own" if what == CACHE else ""
+    return f"  (after a look inside){elsewhere}"
+
+
+def _refused(what: str, expected: str, got: str, hint: str) -> UntrustedError:
     return UntrustedError(
-        f"The cache at {path} is not trusted: others can change what would be run from it",
+        f"{what} is not trusted: others can change what would be run from it",
         expected=expected,
         got=got,
-        hint=f"{mend}  (after a look inside), or set TORCH_PIECEWISE_CACHE_DIR to a folder of your own",
+        hint=hint,
     )
 
 

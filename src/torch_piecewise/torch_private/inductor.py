@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import pickle
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch._inductor
-from torch._inductor.compile_fx import compile_fx
+from torch._functorch import config as functorch_config
+from torch._functorch._aot_autograd.aot_autograd_result import deserialize_bundled_cache_entry
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.standalone_compile import AOTCompiledArtifact
 from torch.compiler import config as compiler_config
 from torch.fx import GraphModule
 
 from torch_piecewise.torch_private.fake_inputs import FakeInputs, compile_under
 from torch_piecewise.torch_private.nodes import ensure_example_values
+from torch_piecewise.torch_private.partitions import partition_functions, partitioned
 from torch_piecewise.torch_private.settings import patched
 
 # torch compiles one graph at a time in a process, under Dynamo's lock. That one cannot be taken here: who
@@ -25,7 +30,12 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 def inductor_standalone(
-    graph: GraphModule, fakes: FakeInputs, *, patches: Mapping[str, Any], cache_tag: str
+    graph: GraphModule,
+    fakes: FakeInputs,
+    *,
+    patches: Mapping[str, Any],
+    cache_tag: str,
+    partitions: bool = False,
 ) -> bytes | Callable[..., tuple[Any, ...]]:
     """Compile with ``torch._inductor.standalone_compile(aot=True)`` (2.11, 2.13) and serialise.
 
@@ -36,8 +46,9 @@ def inductor_standalone(
     Args:
         cache_tag: set into torch's own cache keys: its graph cache does not hold the symbols' bounds, so
             that ranges of one piece would meet there (measured on 2.13).
+        partitions: make partition functions.
     """
-    with _ONE_AT_A_TIME, compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
+    with _compiling(fakes, cache_tag, partitions=partitions):
         # AOTAutograd keeps only graphs whose method calls are known to be on tensors.
         ensure_example_values(graph, fakes.values)
         artifact = torch._inductor.standalone_compile(
@@ -61,11 +72,60 @@ def load_inductor_standalone(payload: bytes) -> Callable[..., tuple[Any, ...]]:
     return run
 
 
+def load_inductor_partitioned(payload: bytes) -> Callable[..., tuple[Any, ...]]:
+    """As :func:`load_inductor_standalone`, with partition functions that can be stood around.
+
+    ``BundledAOTAutogradSerializableCallable.deserialize_compile_artifacts`` (2.11, 2.13) taken apart, since
+    it hands out no ``CompiledFxGraph``.
+    """
+    entry, kernels, constants = pickle.loads(payload)
+    if kernels or constants:
+        load_inductor_standalone(payload)  # puts them into torch's table, where both callables look
+    run: Callable[..., tuple[Any, ...]] = deserialize_bundled_cache_entry(entry)
+    return partitioned(run, getattr(entry.compiled_fw, "result", None))
+
+
 def inductor_in_memory(
-    graph: GraphModule, fakes: FakeInputs, *, patches: Mapping[str, Any], cache_tag: str
+    graph: GraphModule,
+    fakes: FakeInputs,
+    *,
+    patches: Mapping[str, Any],
+    cache_tag: str,
+    partitions: bool = False,
 ) -> Callable[..., tuple[Any, ...]]:
-    """Compile with ``torch._inductor.compile_fx.compile_fx`` (2.11, 2.13); supports gradients."""
-    with _ONE_AT_A_TIME, compile_under(fakes), patched(compiler_config, {"cache_key_tag": cache_tag}):
-        run: Any = compile_fx(copy.deepcopy(graph), list(fakes.values), config_patches=dict(patches))
+    """Compile with ``torch._inductor.compile_fx.compile_fx`` (2.11, 2.13); supports gradients.
+
+    Args:
+        partitions: make partition functions, which can be stood around where no gradients are wanted.
+    """
+    graphs: list[Any] = []
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        graphs.append(compile_fx_inner(*args, **kwargs))
+        return graphs[-1]
+
+    # A hit of AOTAutograd's cache would hand out a callable whose generated code nobody knows.
+    no_hits = {"enable_autograd_cache": False} if partitions else {}
+    with _compiling(fakes, cache_tag, partitions=partitions), patched(functorch_config, no_hits):
+        run: Any = compile_fx(
+            copy.deepcopy(graph),
+            list(fakes.values),
+            inner_compile=inner if partitions else compile_fx_inner,
+            config_patches=dict(patches),
+        )
     compiled: Callable[..., tuple[Any, ...]] = run
-    return compiled
+    return partitioned(compiled, graphs[0]) if len(graphs) == 1 else compiled
+
+
+@contextlib.contextmanager
+def _compiling(fakes: FakeInputs, cache_tag: str, *, partitions: bool) -> Iterator[None]:
+    """What is in force around a compile."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(compile_under(fakes))
+        # Scheduling differs with partitions, and torch's key does not hold that (2.11, 2.13).
+        tag = f"{cache_tag} partitions" if partitions else cache_tag
+        stack.enter_context(patched(compiler_config, {"cache_key_tag": tag}))
+        if partitions:
+            stack.enter_context(partition_functions())
+        yield

@@ -142,7 +142,7 @@ def op_mutates(value: object) -> bool | None:
     return None
 
 
-def op_written_places(value: object) -> frozenset[int | str] | None:
+def _written_places(value: object) -> frozenset[int | str] | None:
     """Positions and names of the arguments that an op writes to; None for anything that has no schema.
 
     Of a packet: what any of its overloads writes to.
@@ -161,22 +161,26 @@ def op_written_places(value: object) -> frozenset[int | str] | None:
     )
 
 
+def written_operands(node: fx.Node) -> list[fx.Node] | None:
+    """The tensors that the op of ``node`` writes to, as its schema says; those inside lists too.
+
+    None for what has no schema: it may write to anything.
+    """
+    places = _written_places(node.target)
+    if places is None:
+        return None
+    values = [value for at, value in enumerate(node.args) if at in places]
+    values += [value for name, value in node.kwargs.items() if name in places]
+    found: list[fx.Node] = []
+    fx.node.map_arg(values, found.append)
+    return found
+
+
 def one_overload(value: object) -> OpOverload | None:
     """An overload itself, or the first one of a packet; None for anything else."""
     if isinstance(value, OpOverloadPacket):
         return _overloads(value)[0]
     return value if isinstance(value, OpOverload) else None
-
-
-def op_written_arguments(node: fx.Node) -> list[fx.Node]:
-    """The tensors that the op of ``node`` writes to, as its schema says; empty for what is no op."""
-    op = one_overload(node.target)
-    if op is None:
-        return []
-    arguments = op._schema.arguments
-    given = {**dict(zip((a.name for a in arguments), node.args, strict=False)), **node.kwargs}
-    named = [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [value for value in named if isinstance(value, fx.Node)]
 
 
 # The calls that Dynamo writes for ``with torch.autocast(...)`` and ``with torch.no_grad()`` (2.11, 2.13).
