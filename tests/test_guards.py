@@ -249,6 +249,21 @@ def test_a_size_that_takes_another_branch_is_an_error_or_a_new_trace(guards: str
         assert torch.equal(lenient(x), branching(x))
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("mark", ["mark_dynamic", "maybe_mark_dynamic", "mark_static"])
+def test_marks_that_a_tensor_has_from_another_compile_mean_nothing(mark: str, dim: int) -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return x * 2
+
+    call = tp.compile(doubled, backend="eager", guards="full", dynamic_arg_dims={"x": 0})
+    for n, marked in ((5, True), (6, False), (7, True)):
+        x = torch.randn(n, 3)
+        if marked:
+            getattr(torch._dynamo, mark)(x, dim)
+        assert torch.equal(call(x), x * 2)
+    assert tp.program_of(call).counters["graphs_captured"] == 1
+
+
 def test_an_error_on_failure_needs_guards_that_can_fail() -> None:
     with pytest.raises(ConfigError, match="on_guard_failure and guards contradict each other"):
         tp.Config(guards="none", on_guard_failure="error")
@@ -348,3 +363,16 @@ def test_a_model_that_asks_for_1_itself_is_shown(first: int) -> None:
 def test_evaluation_without_guards_is_refused() -> None:
     with pytest.raises(ConfigError, match="evaluate_guards and guards contradict each other"):
         tp.Config(guards="none", evaluate_guards=True)
+
+
+def test_a_key_that_only_some_calls_have_is_looked_for_before_it_is_read(no_grad: None) -> None:
+    def pick(x: torch.Tensor, options: dict[str, object]) -> torch.Tensor:
+        return x * options["left"] if options["side"] == "left" else x + options["right"]
+
+    call = tp.compile(pick, backend="eager", disable_cache=True, dynamic_arg_dims={"x": 0}, splitting_ops=[])
+    x, y = torch.randn(3, 4), torch.randn(4)
+    assert torch.equal(call(x, {"side": "left", "left": y}), x * y)
+    assert torch.equal(call(x, {"side": "right", "right": y}), x + y)
+    assert torch.equal(call(x, {"side": "left", "left": y}), x * y)
+    with pytest.raises(KeyError, match="right"):
+        call(x, {"side": "right"})

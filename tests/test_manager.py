@@ -26,6 +26,7 @@ from torch_piecewise.errors import (
     CompileError,
     CompilerError,
     ConfigError,
+    MissError,
     PassError,
     PieceCompileError,
 )
@@ -376,6 +377,38 @@ def test_an_index_round_trips() -> None:
     )
     assert Index.of_text(index.as_text().encode()) == Hit(index)
     assert [entry.piece for entry in index.entries] == ["submod_0", "submod_2"]
+
+
+# Nothing may be compiled
+
+
+def test_where_a_miss_is_an_error_what_is_kept_loads_and_the_rest_is_told(tmp_path: Path) -> None:
+    manager(tmp_path).compile(piece(), SMALL)
+    strict = manager(tmp_path, on_miss="error")
+    assert strict.compile(piece(), SMALL) is strict.load(piece(), SMALL)
+    with pytest.raises(MissError) as caught:
+        strict.compile(piece(), LARGE)
+    assert str(caught.value).startswith(
+        "on_miss='error' and the store lacks 1 of the compiled pieces\n"
+        "  expected: pieces kept by an earlier start\n"
+        "  got: graph "
+    )
+    assert "[9, 64]: no entry" in str(caught.value)
+    assert str(caught.value).endswith("\n  to do: run once with on_miss='compile' on the same root")
+    assert strict.counters["compiles_started"] == 0
+
+
+@pytest.mark.parametrize("torn", [lambda data: data[:10], lambda data: b""], ids=["truncated", "empty"])
+def test_a_torn_piece_is_told_and_set_aside_where_a_miss_is_an_error(
+    tmp_path: Path, torn: Callable[[bytes], bytes]
+) -> None:
+    manager(tmp_path).compile(piece(), SMALL)
+    (blob,) = (path for path in (tmp_path / "blobs").rglob("*") if path.is_file())
+    blob.write_bytes(torn(blob.read_bytes()))
+    with pytest.raises(MissError, match=r"has lost its blob 'payload': blob .* was set aside"):
+        manager(tmp_path, on_miss="error").compile(piece(), SMALL)
+    assert not blob.exists()
+    assert [path.name.split(".")[0] for path in (tmp_path / "quarantine").iterdir()] == ["blob"]
 
 
 # Context and time

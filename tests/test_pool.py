@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import CompilePool, CompileTask, _portable, default_workers
 from torch_piecewise.ranges import Range
+from torch_piecewise.worker import Worker, WorkerError
+from torch_piecewise.workers import Workers
 
 
 class SaysWhere:
@@ -120,3 +123,27 @@ def test_a_worker_with_other_code_of_a_pass_refuses_the_task() -> None:
     sent = dataclasses.replace(from_bytes(payload), passes="as they were before an edit")
     with pytest.raises(RuntimeError, match="the passes do something else here"):
         sent.run()
+
+
+class Costly(SaysWhere):
+    """A compiler whose pieces take long."""
+
+    tasks_worth_a_worker = 1
+
+
+class Counting(Workers):
+    """Lends nothing, and counts how often it was asked."""
+
+    asked = 0
+
+    def lent(self, preparation: bytes) -> AbstractContextManager[Worker]:
+        self.asked += 1
+        raise WorkerError("none today")
+
+
+@pytest.mark.parametrize(("compiler", "count"), [(SaysWhere(), 1), (Costly(), 5)])
+def test_a_compiler_says_how_many_tasks_are_worth_a_worker(compiler: Any, count: int) -> None:
+    lender = Counting()
+    outcomes = CompilePool(workers=8, lender=lender).run([task("a", n, compiler) for n in range(1, 6)])
+    assert lender.asked == count
+    assert all(outcome.result.payload for outcome in outcomes)

@@ -29,25 +29,37 @@ _TABLES = ("._modules", "._parameters", "._buffers")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout)
 
 
-def modules_document(model: Module, guards: Iterable[InputGuard], owner: str) -> dict[str, Any]:
+def modules_document(
+    model: Module, guards: Iterable[InputGuard], owner: str, tensors: Iterable[str]
+) -> dict[str, Any]:
     """What ``check_modules`` compares.
+
+    What was read of one module counts as read of every module of its class: of blocks that are traced once,
+    the trace tells of the first alone.
 
     Args:
         guards: what the trace read.
         owner: what their paths call the model.
+        tensors: the parameters and buffers that it read.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    facts: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    seen = {path.rpartition(".")[0] for path in tensors}
+    facts: dict[type, set[tuple[str, str]]] = defaultdict(set)
     for guard in guards:
         # An attribute of a class is read through its object: one that the object has itself would win.
-        seen = _CLASS_ATTRIBUTE.sub(r"\g<object>.\g<name>", guard.path)
-        if seen.startswith(owner):
-            path, what = _place(seen.removeprefix(owner), modules)
-            facts[path].add((what, guard.kind))
+        text = _CLASS_ATTRIBUTE.sub(r"\g<object>.\g<name>", guard.path)
+        if text.startswith(owner):
+            path, what = _place(text.removeprefix(owner), modules)
+            seen.add(path)
+            facts[type(modules[path])].add((what, guard.kind))
     kinds: dict[str, int] = {}
     rows = []
     for path, module in modules.items():
-        kind = {"training": module.training, **(_kind(module, facts[path]) if path in facts else {})}
+        kind: dict[str, Any] = {"training": module.training}
+        if type(module) in facts:
+            kind |= _kind(module, facts[type(module)])
+            if path not in seen:
+                kind["optional"] = True
         rows.append([path, kinds.setdefault(json.dumps(kind, sort_keys=True), len(kinds))])
     return {"kinds": [json.loads(text) for text in kinds], "rows": rows}
 

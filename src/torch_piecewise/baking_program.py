@@ -94,7 +94,10 @@ class ProgramWriter:
             "state": self._state(),
             "result": result_document(self.entry, args, kwargs, self.named),
             "modules": modules_document(
-                self.model, self._traced.guards, f"L[{self.entry.convention.owner_name!r}]"
+                self.model,
+                self._traced.guards,
+                f"L[{self.entry.convention.owner_name!r}]",
+                [one.path for one in self.entry.state.inputs if one.holder is not None],
             ),
             "sizes": {
                 "dispatch": sizes.dispatch,

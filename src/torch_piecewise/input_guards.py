@@ -41,6 +41,8 @@ _BY_ATTRIBUTE = frozenset(("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"))
 
 _GLOBAL = re.compile(r"G\['(?P<name>\w+)'\]")
 
+_ITEM = re.compile(r"(?P<mapping>L\['\w+'\].*)\['(?P<key>[^']*)'\]")
+
 _ABSENT: Any = object()
 
 
@@ -164,8 +166,9 @@ class _Writer:
                 made.append(self._same_tensor(guard))
             elif self._is_argument(guard.path):
                 value = self._value(guard.path)
-                if value is not _ABSENT:
-                    made.append(self._check(guard, value))
+                check = self._check(guard, value) if value is not _ABSENT else None
+                if check is not None:
+                    made.append(self._where_there_is_one(guard.path, check))
         return [check for check in made if check is not None]
 
     def sharing_checks(self, changed: set[str]) -> list[Check]:
@@ -226,6 +229,16 @@ class _Writer:
                 f"type({local}).__name__",
             )
         return None
+
+    def _where_there_is_one(self, path: str, check: Check) -> Check:
+        """``check`` of what a mapping has under a key, for calls whose mapping has none."""
+        match = _ITEM.fullmatch(path)
+        if match is None or not isinstance(self._value(match["mapping"]), Mapping):
+            return check
+        there = f"{match['key']!r} in {self._local(match['mapping'])}"
+        return Check(
+            f"{there} and {check.expression}", check.text, f"({check.got}) if {there} else 'nothing'"
+        )
 
     def _same_tensor(self, guard: InputGuard) -> Check | None:
         if not (guard.path.startswith("L['") and guard.about.startswith("L['")):

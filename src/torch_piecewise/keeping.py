@@ -54,7 +54,7 @@ from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.program import Pieces, Program
 from torch_piecewise.record import ProgramRecord
 from torch_piecewise.splitting_ops import SplittingOp, body_lookup, splitting_op_named
-from torch_piecewise.store import BlobRef, Draft, Hit, Miss, Namespace, OpenStore
+from torch_piecewise.store import BlobRef, Cause, Draft, Hit, Miss, Namespace, OpenStore
 from torch_piecewise.store.base import Json
 
 logger = logging.getLogger("torch_piecewise")
@@ -126,7 +126,8 @@ class Keeper:
                     is_news = close is not None and not _is_another_product(close)
                     self._missed(explain_miss(self.callee.label, close), is_news=is_news)
                 elif number == 0:
-                    self._missed(found.reason)
+                    # A root that cannot be used has told so itself.
+                    self._missed(found.reason, is_news=found.cause is not Cause.UNAVAILABLE)
                 return
             reason = self._stale(found.value)
             loaded = self._read(found.value) if reason is None else Miss(reason)

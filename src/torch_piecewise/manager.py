@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +18,7 @@ from torch_piecewise.compilers import Compiler, make_compiler
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.events import Bus, Counters, PieceCompileStarted
-from torch_piecewise.manager_errors import not_a_range
+from torch_piecewise.manager_errors import not_a_range, not_kept
 from torch_piecewise.manager_index import IndexEntry
 from torch_piecewise.manager_loading import Loading
 from torch_piecewise.manager_options import bus_with, options_of
@@ -92,6 +92,8 @@ class CompilerManager:
             self._pool = CompilePool(workers, stopped=lambda: background.is_stopped)
         self._shelf = Shelf(self.bus)
         self._loading = Loading(self.compiler, self.bus, eager_on_error=config.on_piece_error == "eager")
+        # In the background nobody waits for a compile, so none is one too many.
+        self._only_kept = config.on_miss == "error" and background is None
         self._names: dict[tuple[str, Range], str] = {}
         self._ready: dict[tuple[str, Range], Ready] = {}
         self._asked_store: set[tuple[str, Range]] = set()
@@ -196,6 +198,7 @@ class CompilerManager:
         Raises:
             PieceCompileError: it failed; names piece, range, op and source line.
             CompilerError: the compiler broke its protocol.
+            MissError: it is not kept, and ``on_miss`` is ``"error"``.
             CompileError: ``piece`` is no graph, or one that is not compiled.
             ArgumentError: ``range`` is no :class:`~torch_piecewise.Range`.
         """
@@ -280,6 +283,7 @@ class CompilerManager:
         Raises:
             PieceCompileError: a piece failed; names piece, range, op and source line. Nothing of this call
                 is remembered that was not complete.
+            MissError: ``on_miss="error"``, and the store lacks one; says which and why.
         """
         with self._lock:
             wanted = {unit.key: unit for unit in units}
@@ -292,6 +296,8 @@ class CompilerManager:
         self._names.update({key: unit.name for key, unit in missing.items()})
         with self._stopwatch.at_work():
             absent = [unit for unit in missing.values() if not self._take_kept(unit)]
+            if absent and self._only_kept:
+                raise not_kept(absent, self._shelf.misses)
             if absent:
                 self._make(absent)
 
@@ -349,7 +355,9 @@ class CompilerManager:
                     PieceCompileStarted(piece=unit.name, range=unit.range, compiler=self.compiler.name)
                 )
             tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
-            for unit, outcome in zip(absent, self._pool.run(tasks), strict=True):
-                ready = self._ready[unit.key] = self._loading.made(unit, outcome)
-                if ready.artifact is not None:
-                    self._shelf.keep(unit, ready.artifact)
+            # Timed here and not around those who ask: pieces are made before calls, in them and beside them.
+            with self.bus.phase("compile") if absent else nullcontext():
+                for unit, outcome in zip(absent, self._pool.run(tasks), strict=True):
+                    ready = self._ready[unit.key] = self._loading.made(unit, outcome)
+                    if ready.artifact is not None:
+                        self._shelf.keep(unit, ready.artifact)

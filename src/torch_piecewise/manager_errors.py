@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.errors import ArgumentError, CompilerError, PassError, PieceCompileError, PiecewiseError
+from torch_piecewise.errors import (
+    ArgumentError,
+    CompilerError,
+    MissError,
+    PassError,
+    PieceCompileError,
+    PiecewiseError,
+)
 from torch_piecewise.manager_units import Unit
+
+_SHOWN = 3
 
 
 def not_a_range(given: object) -> ArgumentError:
@@ -21,6 +32,20 @@ def not_a_range(given: object) -> ArgumentError:
         expected="torch_piecewise.Range",
         got=f"{given!r} ({type(given).__name__})",
         hint=hint,
+    )
+
+
+def not_kept(units: Sequence[Unit], misses: Sequence[str]) -> MissError:
+    """Pieces would have to be compiled where ``on_miss`` forbids that; ``misses``: why, as far as known."""
+    labels = tuple(unit.label for unit in units)
+    known = [miss for miss in misses if miss.startswith(labels)]
+    reasons = "; ".join(known[-_SHOWN:]) or ", ".join(labels[:_SHOWN])
+    more = f"; and {len(units) - _SHOWN} more" if len(units) > _SHOWN else ""
+    return MissError(
+        f"on_miss='error' and the store lacks {len(units)} of the compiled pieces",
+        expected="pieces kept by an earlier start",
+        got=reasons + more,
+        hint="run once with on_miss='compile' on the same root",
     )
 
 

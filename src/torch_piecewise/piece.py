@@ -8,6 +8,7 @@ another.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -91,6 +92,11 @@ class Piece:
     symbols: tuple[Symbol, ...] = ()
     relations: tuple[str, ...] = ()
     dispatch: str | None = None
+
+    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+        """Run the piece as it was traced, so that a compiler may hand back the piece itself."""
+        results: tuple[Any, ...] = self.graph.forward(*inputs)
+        return results
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Outcome(NamedTuple):
 _LOOK_UP_SECONDS = 0.1
 
 WORTH_A_WORKER = 3
-"""Tasks for each worker started: a worker costs about as long to start as two small pieces to compile."""
+"""Tasks for each worker started: a worker costs about as long to start as two small pieces to compile. A
+compiler whose pieces take longer says ``tasks_worth_a_worker``."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class CompilePool:
         """
         portable = [_portable(task) for task in tasks]
         travelling = sum(task is not None for task in portable)
-        worth = travelling // WORTH_A_WORKER if self._stopped is None else 1
+        worth = travelling // _worth_a_worker(tasks) if self._stopped is None else 1
         count = min(self._limit, travelling, max(worth, self._lender.waiting()))
         run = _Run(tasks, portable, self._on_progress, self._lender)
         threads = [threading.Thread(target=run.serve_worker, daemon=True) for _ in range(count)]
@@ -181,6 +182,10 @@ def _portable(task: CompileTask) -> bytes | None:
     except FingerprintError as error:
         logger.debug("%s cannot be compiled on a worker: %s", task.piece.name, error.got)
         return None
+
+
+def _worth_a_worker(tasks: Sequence[CompileTask]) -> int:
+    return min((getattr(task.compiler, "tasks_worth_a_worker", WORTH_A_WORKER) for task in tasks), default=1)
 
 
 def _passes(options: CompileOptions) -> str:

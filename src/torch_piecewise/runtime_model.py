@@ -3,7 +3,8 @@
 A row for each module of the baked model: ``[path, kind]``, where ``kinds[kind]`` holds
 
 - ``training``: its flag;
-- ``class``: its class's name, if the trace went through it; what follows is there only then;
+- ``class``: its class's name, if the trace went through modules of it; what follows is there only then;
+- ``optional``: true where the trace may not have gone through this one, which may then be missing;
 - ``hooks``: names of its forward hooks, if it has any;
 - ``forward``: true where its ``forward`` is not its class's;
 - ``children``: names of its submodules, if the trace looked at which there are;
@@ -73,7 +74,8 @@ def check_modules(document: Mapping[str, Any], model: torch.nn.Module) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for path, index in document["rows"]:
         kind, module = kinds[index], modules.get(path)
-        if "class" not in kind or type(module) is torch.nn.Module:
+        may_be_missing = module is None and kind.get("optional", False)
+        if "class" not in kind or type(module) is torch.nn.Module or may_be_missing:
             continue
         for what, expected, got in _differences(kind, module):
             raise BundleError(

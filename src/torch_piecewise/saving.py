@@ -49,8 +49,17 @@ def save(
 
 def _settings(config: Config, fields: Mapping[str, Any]) -> Config:
     """What stands around a running program and means nothing to a bundle is taken back."""
-    taken_back = {"upgrade_to": None} if config.upgrade_to is not None else {}
+    taken_back: dict[str, Any] = {"upgrade_to": None} if config.upgrade_to is not None else {}
+    if config.backend == "inductor_memory":
+        taken_back["backend"] = "aot_inductor"
     settings = config.replace(**{**taken_back, "on_miss": "compile", **fields})
+    if settings.backend not in ("inductor", "aot_inductor", "eager"):
+        raise ConfigError(
+            "A bundle cannot hold what this compiler makes",
+            expected="'aot_inductor' or 'eager'",
+            got=f"backend={settings.backend!r}",
+            hint="save(path, backend='aot_inductor') compiles the pieces anew with that one",
+        )
     if settings.cudagraph_mode:
         raise ConfigError(
             "A bundle does not replay static graphs",

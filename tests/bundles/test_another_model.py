@@ -327,3 +327,64 @@ def test_buffers_that_a_call_changes_change_as_in_the_model(
     model.train(training).norm.train(not training)
     with pytest.raises(GuardError, match=r"norm'\]\.training was"):
         model(torch.randn(3, 4))
+
+
+class Act(nn.Module):
+    """Reads nothing of itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+class OtherAct(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.act = Act()
+        self.function = functional.silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.function(self.act(self.norm(x)))
+
+
+class Layers(nn.Module):
+    """Blocks alike, and one that no call reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(5))
+        self.unused = Layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (set_to("layers.3.norm.eps", 0.5), "layers.3.norm.eps"),
+        (set_to("layers.3.act", OtherAct()), "layers.3.act"),
+        (set_to("layers.3.function", functional.gelu), "layers.3.function"),
+        (lambda m: m.layers[3].norm.register_forward_hook(double), "layers.3.norm: forward hooks"),
+    ],
+)
+def test_blocks_that_were_traced_once_are_compared_one_by_one(
+    tmp_path: Path, no_grad: None, change: Callable[[Any], None], what: str
+) -> None:
+    path = bake(Layers().eval(), tmp_path / "b")
+    model = Layers().eval()
+    change(model)
+    with pytest.raises(BundleError, match=f"fit the bundle: {what} differs"):
+        tp.load(path, model)
+    pruned = Layers().eval()
+    del pruned.unused
+    x = torch.randn(3, 4)
+    want = pruned(x)
+    assert_same(tp.load(path, pruned)(x), want)

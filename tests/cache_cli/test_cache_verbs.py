@@ -111,12 +111,21 @@ def test_list_shows_every_entry_of_every_namespace(run, opened):
     assert any(line.startswith(f"{first[:12]}\tbackbone@0of1\tprogram\tnet\t") for line in lines)
 
 
+def test_a_file_in_the_place_of_the_root_is_told(run, root):
+    root.write_text("a file")
+    for verb in (["list"], ["verify"], ["prune"]):
+        told = run(*verb, code=1)
+        assert "NotADirectoryError" in told
+        assert "a file is in the place of a folder: remove or rename it" in told
+
+
 def test_list_shows_a_damaged_entry_with_its_problem(run, opened, root):
     put(opened, 1e-5)
     next(root.rglob("manifest.json")).write_text("torn")
     (row,) = json.loads(run("list", "--json"))
     assert "torn" in row["problem"]
-    assert "torn" in run("list")
+    cells = run("list").splitlines()[1].split("\t")
+    assert cells[2:4] == ["unreadable", "its manifest is torn or not a manifest"]
 
 
 def test_show_tells_all_of_an_entry(run, opened):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_piecewise as tp
+from torch_piecewise.compilers.base import Ambient, CompileOptions
 from torch_piecewise.errors import ConfigError, MissError
 
 SETTINGS: dict[str, Any] = {"backend": "eager", "splitting_ops": ["aten::relu"], "disable_cache": True}
@@ -116,6 +117,36 @@ def test_a_compiler_of_ones_own_needs_the_protocol_alone(backend: Any) -> None:
     want = model(x)
     tp.compile(model, **{**SETTINGS, "backend": backend})
     assert torch.equal(model(x), want)
+
+
+class HandsBackThePiece(InMemory):
+    """The shortest compiler there can be."""
+
+    def compile(self, piece: Any, range: tp.Range, options: Any) -> tp.Artifact:
+        KEPT[piece.name.encode()] = piece
+        return tp.Artifact(self.name, piece.name, range, piece.name.encode())
+
+
+def test_a_piece_runs_as_it_was_traced() -> None:
+    model, x = Net(), torch.randn(3, 4)
+    want = model(x)
+    tp.compile(model, **{**SETTINGS, "backend": HandsBackThePiece()})
+    assert torch.equal(model(x), want)
+
+
+@pytest.mark.parametrize("backend", ["inductor", "aot_inductor", "eager", "inductor_memory"])
+def test_a_graph_handed_to_a_compiler_is_told_who_describes_it(backend: str) -> None:
+    graph = torch.fx.symbolic_trace(Net())
+    options = CompileOptions(ambient=Ambient.now())
+    by_hand = "tp.CompilerManager(tp.Config(backend=...)).compile(graph, range, example_inputs)"
+    with pytest.raises(TypeError) as refused:
+        tp.make_compiler(backend).compile(graph, tp.Range(1, 8), options)  # type: ignore[arg-type]
+    assert str(refused.value) == (
+        "A compiler takes pieces that are described\n"
+        "  expected: torch_piecewise.piece.Piece: a graph with its inputs' dtypes and sizes\n"
+        "  got: a Net\n"
+        f"  to do: {by_hand} describes it"
+    )
 
 
 def test_every_way_to_hand_over_a_model_gives_the_same() -> None:

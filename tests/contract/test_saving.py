@@ -83,6 +83,21 @@ def test_what_a_bundle_is_not_is_refused_with_what_to_write(tmp_path: Path) -> N
     assert (tmp_path / "b").is_file()
 
 
+def test_a_compiler_that_a_bundle_cannot_hold_is_told_which_can(tmp_path: Path) -> None:
+    model = tp.compile(Net(), **{**SETTINGS, "backend": "torch_piecewise.testing.RecordingCompiler"})
+    model(torch.randn(3, 4))
+    with pytest.raises(ConfigError) as refused:
+        tp.program_of(model).save(tmp_path / "b")
+    assert str(refused.value) == (
+        "A bundle cannot hold what this compiler makes\n"
+        "  expected: 'aot_inductor' or 'eager'\n"
+        "  got: backend='torch_piecewise.testing.RecordingCompiler'\n"
+        "  to do: save(path, backend='aot_inductor') compiles the pieces anew with that one"
+    )
+    tp.program_of(model).save(tmp_path / "b", backend="eager")
+    assert (tmp_path / "b").is_file()
+
+
 def test_a_function_is_told_to_become_a_module(tmp_path: Path) -> None:
     def run(x: Tensor) -> Tensor:
         return torch.relu(x)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -242,6 +243,45 @@ def test_a_companion_that_its_manifest_does_not_name_goes(opened, key, draft):
         "manifest.json",
         "new.py",
     ]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"format": 1, "blo', b"\0" * 500], ids=["empty", "half", "zeros"])
+def test_a_torn_manifest_goes_with_what_it_alone_named(opened, key, draft, torn):
+    for name in "ab":
+        opened.store.put(key(name), draft(name, companions={"graph.py": "1"}))
+    place = opened.disk._place(key("a"))
+    place.manifest.write_bytes(torn)
+    opened.close()
+    report = opened.housekeeper.prune(grace_seconds=0)
+    assert (report.entries, report.leftovers, report.in_use) == (0, 2, 0)
+    assert not place.folder.exists()
+    assert kept(opened, "ab", key) == "b"
+    assert opened.housekeeper.prune(grace_seconds=0).freed_bytes == 0
+    blobs = [path for path in opened.disk.layout.blobs.rglob("*") if path.is_file()]
+    assert len(blobs) == len(opened.store.get(key("b")).value.blobs)
+
+
+def test_a_torn_manifest_that_is_young_or_in_use_stays(opened, key, draft):
+    opened.store.put(key("a"), draft("a"))
+    place = opened.disk._place(key("a"))
+    place.manifest.write_bytes(b"torn")
+    assert opened.housekeeper.prune(grace_seconds=0).in_use > 0
+    assert place.manifest.exists()
+    opened.close()
+    opened.housekeeper.prune(grace_seconds=100)
+    assert place.manifest.exists()
+    opened.housekeeper.prune(grace_seconds=0)
+    assert not place.manifest.exists()
+
+
+def test_a_manifest_of_a_newer_format_is_left_to_who_can_read_it(opened, key, draft):
+    opened.store.put(key("a"), draft("a"))
+    place = opened.disk._place(key("a"))
+    newer = re.sub(rb'"format": ?\d+', b'"format":99', place.manifest.read_bytes())
+    place.manifest.write_bytes(newer)
+    opened.close()
+    opened.housekeeper.prune(grace_seconds=0)
+    assert place.manifest.read_bytes() == newer
 
 
 def test_what_was_set_aside_goes(opened, root):

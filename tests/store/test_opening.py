@@ -133,6 +133,26 @@ def test_where_byte_locks_do_not_work_files_are_locked_and_nothing_is_leased(
         assert turn.owned
 
 
+@pytest.mark.parametrize("below", ["", "deep"])
+def test_a_root_whose_place_a_file_takes_gives_one_warning_and_keeps_nothing(tmp_path, key, draft, below):
+    (tmp_path / "cache").write_text("a file")
+    root = tmp_path / "cache" / below
+    warnings = []
+    opened = open_store(root, warn=warnings.append)
+    opened.store.put(key("a"), draft("a"))
+    assert isinstance(opened.store.get(key("a")), Miss)
+    assert warnings == [
+        (
+            f"The cache at {root} failed while making it\n"
+            "  got: NotADirectoryError: Not a directory\n"
+            "  to do: a file is in the place of a folder: remove or rename it; "
+            "or set TORCH_PIECEWISE_CACHE_DIR to another folder\n"
+            "  The model runs; what it compiles is not kept."
+        )
+    ]
+    assert (tmp_path / "cache").read_text() == "a file"
+
+
 @as_nobody
 def test_a_root_of_roots_that_one_may_only_read_is_read_and_puts_give_one_warning(filled):
     told = reported(filled, user=NOBODY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,6 +157,8 @@ def prune(root: Path, *, limit_bytes: int | None, unused_seconds: float | None, 
         UntrustedError: others can write to the root.
         StoreError: it cannot be written to.
     """
+    with mapped_errors("cleaning it up", root):
+        _trusted(root)
     if not root.is_dir():
         return PruneReport()
     opened = open_store(root)
@@ -186,6 +190,8 @@ def show_size(size: int) -> str:
 
 
 def _trusted(root: Path) -> Layout:
-    if root.is_dir():
+    if root.exists():
+        if not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(root))
         trust_of_this_process().check(root, root.stat())
     return Layout(root)

@@ -8,7 +8,7 @@ import datetime as dt
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def _list(root: Path, as_json: bool) -> None:
         return
     names = ("key", "namespace", "kind", "name", "size", "used")
     shown = [{**row, "key": row["key"][:12], "size": show_size(row["size"])} for row in rows]
-    _print_table(names, [[str(row[name] or row["problem"] or "") for name in names] for row in shown])
+    _print_table(names, [_cells(row, names) for row in shown])
 
 
 @cache.command("show")
@@ -215,6 +215,13 @@ def _row(one: Listed) -> dict[str, Any]:
         "problem": one.found.reason if isinstance(one.found, Miss) else None,
         "foreign": isinstance(one.found, Miss) and one.found.cause is Cause.FOREIGN,
     }
+
+
+def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """What people see of a row; of an entry that cannot be read, why, in the place of its name."""
+    if row["problem"] is not None:
+        row = {**row, "kind": "unreadable", "name": row["problem"]}
+    return [str(row[name] or "") for name in names]
 
 
 def _text(entry: Entry | None, name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece, TensorSpec
 from torch_piecewise.ranges import Range
@@ -33,6 +34,8 @@ class AOTInductorCompiler:
     can_compile_in_worker = True
     keeps_artifacts = True
     runs_passes = True
+    tasks_worth_a_worker = 1
+    """A piece takes several times as long to compile as a worker to start."""
 
     def fingerprint(self) -> str:
         return f"aot_inductor {_FORMAT} torch={torch.__version__} git={torch.version.git_version}"
@@ -42,7 +45,9 @@ class AOTInductorCompiler:
         from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
         from torch_piecewise.compilers.inductor_passes import Patches
         from torch_piecewise.torch_private.aoti_compile import aoti_compile
+        from torch_piecewise.torch_private.toolchain import with_known_cpu
 
+        piece = described(piece)
         if options.ambient.grad_enabled:
             raise CompilerError(
                 "AOTInductor's pieces record no gradients",
@@ -62,7 +67,7 @@ class AOTInductorCompiler:
                     fakes,
                     plan.values,
                     Path(folder),
-                    patches=patches.settings,
+                    patches=with_known_cpu(patches.settings),
                     cache_tag=cache_tag(range),
                 )
                 files = {"piece" + path.suffix: path.read_bytes() for path in made}
@@ -72,6 +77,17 @@ class AOTInductorCompiler:
         return Artifact(
             self.name, piece.name, range, json.dumps(payload).encode(), guards, files, patches.meta()
         )
+
+    def warm_up(self, options: CompileOptions, devices: frozenset[str]) -> None:
+        """Begin to build what all pieces for the CPU include, which takes seconds; load Inductor."""
+        from torch_piecewise.torch_private import aoti_compile
+
+        if "cpu" in devices:
+            from torch_piecewise.torch_private.toolchain import with_known_cpu
+
+            # Beside the first tasks: those wait for it only when they have code to build.
+            arguments = (with_known_cpu(options.inductor_config),)
+            threading.Thread(target=aoti_compile.build_aoti_headers, args=arguments, daemon=True).start()
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
         if artifact.compiler != self.name or not artifact.payload:

@@ -11,6 +11,7 @@ import torch
 
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.call_checks import autocast_state
+from torch_piecewise.errors import ArgumentError
 from torch_piecewise.passes.context import pass_context
 from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.piece import Piece
@@ -127,6 +128,22 @@ class Knowing(Protocol):
     def knowing(self, positions: frozenset[int]) -> Callable[..., tuple[Any, ...]]:
         """The same for a caller that made sure of size and strides of the inputs at ``positions``."""
         ...
+
+
+def described(piece: object) -> Piece:
+    """``piece``, if it is one.
+
+    Raises:
+        ArgumentError: it is something else, such as its graph alone.
+    """
+    if isinstance(piece, Piece):
+        return piece
+    raise ArgumentError(
+        "A compiler takes pieces that are described",
+        expected="torch_piecewise.piece.Piece: a graph with its inputs' dtypes and sizes",
+        got=f"a {type(piece).__name__}",
+        hint="tp.CompilerManager(tp.Config(backend=...)).compile(graph, range, example_inputs) describes it",
+    )
 
 
 def tuning_size(range: Range, hint: int) -> int:

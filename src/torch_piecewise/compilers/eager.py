@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.artifact import Artifact, LiveArtifact
-from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
@@ -23,6 +23,7 @@ class EagerCompiler:
         return f"eager torch={torch.__version__}"
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        piece = described(piece)
         return LiveArtifact(self.name, piece.name, range, runnable=piece.graph.forward)
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:

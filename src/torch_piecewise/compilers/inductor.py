@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.artifact import Artifact, LiveArtifact
-from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece, TensorSpec
@@ -49,6 +49,7 @@ class InductorCompiler:
         from torch_piecewise.torch_private.inductor import inductor_in_memory, inductor_standalone
         from torch_piecewise.torch_private.toolchain import with_known_cpu
 
+        piece = described(piece)
         patches = Patches.of(options)
         keepable = patches.keepable and not _records_gradients(piece, options)
         compile_it = inductor_standalone if keepable else inductor_in_memory

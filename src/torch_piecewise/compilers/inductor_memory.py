@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.artifact import Artifact, LiveArtifact
-from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.compilers.inductor_inputs import by_position, cache_tag, fake_inputs
 from torch_piecewise.compilers.inductor_partitions import with_partitions
@@ -29,6 +29,7 @@ class InductorMemoryCompiler:
         return f"inductor_memory torch={torch.__version__} git={torch.version.git_version}"
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        piece = described(piece)
         patches = Patches.of(options)
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())

@@ -27,7 +27,7 @@ class TensorPlace:
         return cls(tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
     def __str__(self) -> str:
-        return f"{self.dtype} {list(self.size)}, strides {list(self.stride)}, at {self.address:#x}"
+        return f"{self.dtype} {list(self.size)}, strides {list(self.stride)}, at address {self.address:#x}"
 
 
 class AddressBook:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.config import Config, settings
+from torch_piecewise.cudagraphs import TableRow
 from torch_piecewise.events import Event, PieceCompiled, PieceFailed, PieceLoaded
 from torch_piecewise.events_recorder import Recorded
 from torch_piecewise.manager import Ready
@@ -21,6 +22,7 @@ from torch_piecewise.ranges import Range
 from torch_piecewise.relations import readable
 from torch_piecewise.report.facts import Built, Kind, ProgramFacts, Report, Timed
 from torch_piecewise.report.flow import folded, steps_of
+from torch_piecewise.report.graphs import graph_uses
 from torch_piecewise.report.operations import input_text, name_of, operations_of, title_of
 from torch_piecewise.report.show import reader
 from torch_piecewise.report.timeline import lookups_of, moments_of, spans_of
@@ -41,6 +43,7 @@ class Recording:
         recorded: its events.
         counts: for each program, size -> calls; None where calls were not counted.
         timed: fingerprint -> measurements.
+        served: counts of calls by what static graphs did for them.
     """
 
     title: str
@@ -49,6 +52,7 @@ class Recording:
     recorded: Sequence[Recorded]
     counts: Sequence[Mapping[int, int] | None] = ()
     timed: Mapping[str, Sequence[Timed]] = field(default_factory=dict)
+    served: Sequence[TableRow] = ()
 
 
 def collect(recording: Recording, *, code: bool = True) -> Report:
@@ -71,6 +75,7 @@ def collect(recording: Recording, *, code: bool = True) -> Report:
         spans=tuple(spans_of(recording.recorded)),
         moments=tuple(moments_of(recording.recorded)),
         lookups=lookups_of(recording.recorded),
+        graphs=graph_uses(recording.served, recording.recorded),
     )
 
 
@@ -119,6 +124,7 @@ def _program(
         steps=tuple(steps),
         folds=tuple(folded(steps)),
         use=use_of(sizes, counts, captured) if counts is not None else None,
+        eager=program.eager_pieces(),
     )
 
 

@@ -69,9 +69,11 @@ class DiskStore:
         found = self._read(place)
         if isinstance(found, Miss):
             return found
-        absent = [role for role, ref in found.value.blobs.items() if not self.blobs.has(ref)]
-        if absent:
-            return Miss(f"entry {key[:12]} has lost its blob {absent[0]!r}", Cause.DAMAGED)
+        for role, ref in found.value.blobs.items():
+            # Reading it says what is wrong, and sets a torn one aside; it may have been mended meanwhile.
+            blob = None if self.blobs.has(ref) else self.blobs.read(ref)
+            if isinstance(blob, Miss):
+                return Miss(f"entry {key[:12]} has lost its blob {role!r}: {blob.reason}", Cause.DAMAGED)
         self.files.touch(place.manifest)
         return found
 

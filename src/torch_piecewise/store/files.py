@@ -202,6 +202,7 @@ def is_abandoned(temp: Path) -> bool:
 _MENDS = {
     errno.ENOSPC: "free some space (torch-piecewise cache prune --limit SIZE)",
     errno.EDQUOT: "free some of your quota (torch-piecewise cache prune --limit SIZE)",
+    errno.ENOTDIR: "a file is in the place of a folder: remove or rename it",
     errno.EROFS: "mount it writable once to fill it; a filled one is read as it is",
     errno.EACCES: "make it yours: chown -R $(id -u) and chmod -R u+rwX",
     errno.EPERM: "make it yours: chown -R $(id -u) and chmod -R u+rwX",

@@ -79,6 +79,15 @@ def decode(data: bytes, *, key: str, namespace: str) -> Found[Entry]:
     return Hit(entry)
 
 
+def is_torn(data: bytes) -> bool:
+    """Whether ``data`` is no manifest of this or a later format: those are whole JSON."""
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
 def digests_named_in(data: bytes) -> set[str]:
     """Every digest that ``data`` names, whatever its format: a clean-up spares more rather than less."""
     return {match.decode("ascii") for match in _DIGEST_IN_TEXT.findall(data)}

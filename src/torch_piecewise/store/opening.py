@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import weakref
 from collections.abc import Callable
@@ -125,6 +126,8 @@ def open_store(
 def _prepare(layout: Layout, files: Files, trust: Trust) -> None:
     if not layout.root.is_dir():
         files.make_folder(layout.root)
+    if not layout.root.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(layout.root))
     trust.check(layout.root, layout.root.stat())
     # What follows is a convenience; a root that cannot be written to is still read.
     with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from torch_piecewise.store.base import BlobRef, Miss
 from torch_piecewise.store.files import TEMP_SUFFIX, Files, is_abandoned
 from torch_piecewise.store.layout import EntryPlace, Layout
 from torch_piecewise.store.locks import Leases
-from torch_piecewise.store.manifest import FILE_NAME, decode, digests_named_in
+from torch_piecewise.store.manifest import FILE_NAME, decode, digests_named_in, is_torn
 
 _TEMP_NAME = re.compile(rf"\..*\.[0-9a-f]{{32}}{re.escape(TEMP_SUFFIX)}")
 _TEMP_SECONDS = 2.0
@@ -47,11 +47,12 @@ class PruneReport:
 
 @dataclass(frozen=True)
 class _Known:
-    """An entry as the sweep sees it, of whatever format its manifest is."""
+    """An entry as the sweep sees it, of whatever format its manifest is; torn ones nobody can ever read."""
 
     place: EntryPlace
     used_at: float
     digests: frozenset[str]
+    is_torn: bool = False
 
 
 class Sweep:
@@ -102,12 +103,15 @@ class Sweep:
         for path in _files_below(self._layout.lock_files, deep=False):
             if self._is_old(path, self._grace) and is_abandoned(path):
                 self._remove(path, "leftovers")
+        for entry in list(self._entries):
+            if entry.is_torn:
+                self._remove_torn(entry)
         for place in list(self._layout.entry_places()):
             self._remove_strays(place)
 
     def orphans(self) -> None:
         """Remove blobs that no manifest names."""
-        for digest in [digest for digest in self._blobs if not self._names[digest]]:
+        for digest in [digest for digest in self._blobs if self._names[digest] <= 0]:
             self._remove_blob(digest)
 
     def evict(self, *, size: int, limit_bytes: int | None, unused_seconds: float | None) -> None:
@@ -134,7 +138,8 @@ class Sweep:
         for place in self._layout.entry_places():
             with contextlib.suppress(OSError):
                 data, status = self._files.read(place.manifest)
-                known.append(_Known(place, status.st_mtime, frozenset(digests_named_in(data))))
+                digests = frozenset(digests_named_in(data))
+                known.append(_Known(place, status.st_mtime, digests, is_torn(data)))
         return known
 
     def _evict(self, entry: _Known) -> int:
@@ -185,6 +190,19 @@ class Sweep:
         by_age = self._is_old(path, max(self._grace, _TEMP_SECONDS_BY_AGE))
         if by_lock or by_age:
             self._remove(path, "temps")
+
+    def _remove_torn(self, entry: _Known) -> None:
+        """A manifest that nobody can read; what it alone named goes with the orphans."""
+        if not self._is_old(entry.place.manifest, self._grace):
+            return
+        held = self._leases.try_exclude(entry.place.key)
+        if held is None:
+            self._count["in_use"] += 1
+            return
+        self._remove(entry.place.manifest, "leftovers")
+        held.release()
+        self._entries.remove(entry)
+        self._names.subtract(entry.digests)
 
     def _remove_strays(self, place: EntryPlace) -> None:
         """Companions that are not the manifest's, by name or by content; without a manifest, all."""

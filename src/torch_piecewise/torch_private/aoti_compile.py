@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch._inductor import config
+from torch._inductor.codecache import (
+    _get_cpp_prefix_header,
+    _get_cpp_wrapper_header,
+    _precompile_header,
+)
 from torch._inductor.compile_fx import compile_fx_aot
+from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch.compiler import config as compiler_config
 from torch.fx import GraphModule
 
@@ -39,3 +47,27 @@ def aoti_compile(
     shared_object = Path(made)
     beside = shared_object.with_suffix(".json")
     return [shared_object, beside] if beside.exists() else [shared_object]
+
+
+def build_aoti_headers(patches: Mapping[str, Any]) -> None:
+    """Precompile the two headers that every piece for the CPU includes, which takes seconds each.
+
+    As ``AotCodeCompiler.compile`` builds them for a graph without constants (2.11, 2.13). One that is built
+    otherwise would be found missing later and built again.
+    """
+    with config.patch(dict(patches)):
+        isa = pick_vec_isa()
+        named = CppTorchDeviceOptions(vec_isa=isa, device_type="cpu", aot_mode=True)
+        command = repr(CppBuilder(name="o", sources="i", BuildOption=named).get_command_line())
+        options = {
+            "aot_mode": True,
+            "device_type": "cpu",
+            "use_mmap_weights": False,
+            "use_mmap_weights_external": False,
+            "use_relative_path": False,
+            "vec_isa": isa,
+        }
+        wrapper, prefix = _get_cpp_wrapper_header("cpu", aot_mode=True), _get_cpp_prefix_header("cpu")
+        _precompile_header(wrapper, command, min_optimize=True, **options)
+        if prefix is not None:
+            _precompile_header(prefix, command, **options)
