@@ -220,8 +220,9 @@ class CompiledCall:
         return self._static.warmup(program, wanted) if self._static is not None else None
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Report:
-        """What was recorded of this model: cut graph, timeline, use, misses; see :meth:`Observed.report`."""
-        return self.observed.report(self._subject.label, self.entries, path)
+        """What was recorded of this model: cut graph, times, use; see :meth:`Observed.report`."""
+        served = self._static.table().rows() if self._static is not None else ()
+        return self.observed.report(self._subject.label, self.entries, path, served=served)
 
     def verify(self, inputs: Any, *, rtol: float | None = None, atol: float | None = None) -> Verification:
         """Each piece against eager on the values that reach it; see :meth:`Observed.verify`."""

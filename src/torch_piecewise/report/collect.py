@@ -13,6 +13,7 @@ import torch
 
 from torch_piecewise.artifact import guard_name
 from torch_piecewise.config import Config, settings
+from torch_piecewise.cudagraphs import TableRow
 from torch_piecewise.events import Event, PieceCompiled, PieceFailed, PieceLoaded
 from torch_piecewise.events_recorder import Recorded
 from torch_piecewise.manager import Ready
@@ -22,6 +23,7 @@ from torch_piecewise.ranges import Range
 from torch_piecewise.relations import readable
 from torch_piecewise.report.facts import Built, Kind, ProgramFacts, Report, Timed
 from torch_piecewise.report.flow import folded, steps_of
+from torch_piecewise.report.graphs import graph_uses
 from torch_piecewise.report.operations import input_text, name_of, operations_of, title_of
 from torch_piecewise.report.show import reader
 from torch_piecewise.report.timeline import lookups_of, moments_of, spans_of
@@ -42,6 +44,7 @@ class Recording:
         recorded: its events.
         counts: for each program, size -> calls; None where calls were not counted.
         timed: fingerprint -> measurements.
+        served: counts of calls by what static graphs did for them.
     """
 
     title: str
@@ -50,6 +53,7 @@ class Recording:
     recorded: Sequence[Recorded]
     counts: Sequence[Mapping[int, int] | None] = ()
     timed: Mapping[str, Sequence[Timed]] = field(default_factory=dict)
+    served: Sequence[TableRow] = ()
 
 
 def collect(recording: Recording, *, code: bool = True) -> Report:
@@ -72,6 +76,7 @@ def collect(recording: Recording, *, code: bool = True) -> Report:
         spans=tuple(spans_of(recording.recorded)),
         moments=tuple(moments_of(recording.recorded)),
         lookups=lookups_of(recording.recorded),
+        graphs=graph_uses(recording.served, recording.recorded),
     )
 
 

@@ -13,6 +13,7 @@ from torch_piecewise.report.facts import (
     VERSION,
     Built,
     Fold,
+    GraphUse,
     Kind,
     Lookups,
     Moment,
@@ -83,6 +84,7 @@ def _report(document: Mapping[str, Any]) -> Report:
             **document,
             "programs": tuple(map(_program, document["programs"])),
             "spans": tuple(Span(**one) for one in document["spans"]),
+            "graphs": tuple(GraphUse(**one) for one in document.get("graphs", ())),
             "moments": tuple(Moment(**one) for one in document["moments"]),
             "lookups": Lookups(
                 tuple(document["lookups"]["hits"]),
