@@ -114,6 +114,52 @@ def test_calls_are_served_eagerly_and_each_piece_is_swapped_in_when_it_is_ready(
     assert handle.stats.artifacts_compiled == 2
 
 
+def settled(handle: Any) -> Any:
+    until(lambda: not handle._serving.background.is_busy)
+    return handle.stats
+
+
+def test_the_time_that_the_background_compiles_is_counted() -> None:
+    model = tp.compile(Three(), **SETTINGS)
+    model(torch.randn(3, 4))
+    handle = tp.program_of(model)
+    until(lambda: len(handle.entries) == 1)
+    waits = 0.05
+    until(lambda: handle.counters["compiles_started"] == 1)
+    assert handle.stats.compile_seconds == 0
+    time.sleep(waits)
+    Gated.gate.release(2)
+    assert settled(handle).compile_seconds >= waits
+
+
+def test_the_time_that_the_better_compiler_takes_is_counted() -> None:
+    Gated.gate.release(100)
+    settings = {**SETTINGS, "on_miss": "compile", "upgrade_to": "tests.test_background.Better"}
+    model = tp.compile(Three(), **settings)
+    model(torch.randn(3, 4))
+    handle, waits = tp.program_of(model), 0.05
+    before = handle.stats.compile_seconds
+    assert before > 0
+    until(lambda: handle.counters["compiles_started"] == 3)
+    time.sleep(waits)
+    Better.gate.release(2)
+    assert settled(handle).compile_seconds >= before + waits
+
+
+def test_pieces_that_wait_for_the_background_are_not_counted_as_eager_and_failed_ones_are() -> None:
+    class Tangent(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cos(scale(torch.tan(x)))
+
+    model = tp.compile(Tangent(), **SETTINGS)
+    model(torch.randn(3, 4))
+    handle = tp.program_of(model)
+    until(lambda: len(handle.entries) == 1)
+    assert handle.stats.eager_pieces == 0
+    Gated.gate.release(2)
+    assert settled(handle).eager_pieces == 1
+
+
 def test_calls_that_come_while_a_trace_is_made_do_not_wait_for_it() -> None:
     model = tp.compile(Three(), **SETTINGS)
     handle = tp.program_of(model)

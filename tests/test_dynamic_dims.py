@@ -76,6 +76,29 @@ def test_a_dim_that_is_not_dynamic_cannot_be_dispatched_on(named: str) -> None:
     )
 
 
+def test_calls_without_the_argument_that_is_dispatched_on_are_served_for_all_sizes() -> None:
+    def scaled(x: Tensor, by: Tensor | None = None) -> Tensor:
+        return x.sin() if by is None else x.sum() * by
+
+    calls = [(torch.randn(3),), (torch.randn(9),), (torch.randn(3), torch.randn(4))]
+    stats = served(scaled, *calls, dispatch_on="by.0", compile_ranges_endpoints=[8])
+    assert (stats.traces, stats.artifacts_compiled) == (2, 3)
+
+
+def test_dims_of_one_symbol_that_differ_are_told_what_to_do() -> None:
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        return x.sum() + y
+
+    with pytest.raises(DynamicDimError) as caught:
+        served(both, (torch.randn(3), torch.randn(4)), dynamic_arg_dims={"x": {0: "n"}, "y": {0: "n"}})
+    assert str(caught.value) == (
+        "Dims that share the symbol 'n' differ in size\n"
+        "  expected: y.0 == x.0 == 3\n"
+        "  got: 4\n"
+        "  to do: call it with equal sizes, or give each dim a symbol of its own in dynamic_arg_dims"
+    )
+
+
 # -- dims of which nothing is assumed
 
 
@@ -192,6 +215,15 @@ def test_settings_that_torch_compile_decides_are_told(caplog: pytest.LogCaptureF
         "what does it there: torch.compile(dynamic=True), or torch._dynamo.mark_dynamic(tensor, dim); or "
         "call tp.compile instead" in caplog.text
     )
+
+
+def test_a_miss_cannot_be_refused_under_torch_compile_which_keeps_no_programs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = {"backend": "eager", "on_miss": "error"}
+    with caplog.at_level(logging.WARNING, "torch_piecewise"):
+        torch.compile(doubled, backend="piecewise", options=options)(torch.randn(3, 4))
+    assert "on_miss means nothing under torch.compile(backend='piecewise')" in caplog.text
 
 
 def test_settings_of_the_environment_are_not_told_to_torch_compile(

@@ -282,6 +282,18 @@ def test_a_name_that_no_graph_can_hold_is_an_error(entry: str, message: str) -> 
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("graph", [torch.nn.ReLU(), torch.sin, None])
+def test_something_that_is_no_graph_cannot_be_cut(graph: Any) -> None:
+    with pytest.raises(SplitError) as caught:
+        tp.split_graph(graph, [])
+    assert str(caught.value) == (
+        "There is no graph to cut\n"
+        "  expected: a torch.fx.GraphModule: what Dynamo hands a backend, torch.export, or make_fx made\n"
+        f"  got: {type(graph).__name__}\n"
+        "  to do: trace the model first; tp.compile(model) does so"
+    )
+
+
 @pytest.mark.parametrize(("entries", "what"), [("aten::mm", "splitting_ops"), ([3], r"splitting_ops\[0\]")])
 def test_entries_that_cannot_be_matched_are_refused_by_hand_too(entries: Any, what: str) -> None:
     with pytest.raises(SplitError, match=f"{what} has a value it cannot have"):
@@ -334,6 +346,14 @@ def test_a_module_class_that_never_occurs_is_told_with_those_that_do() -> None:
         "splitting op 'torch.nn.modules.conv.Conv1d' never occurs in the traced graph, so nothing is cut "
         "there; near names that do occur: torch.nn.modules.linear.Linear; the graph holds "
         "torch.nn.modules.linear.Linear"
+    )
+
+
+def test_a_module_class_where_no_module_calls_another_is_told_so() -> None:
+    assert warning(lambda x: torch.sin(x), torch.nn.Linear) == (
+        "splitting op 'torch.nn.modules.linear.Linear' never occurs in the traced graph, so nothing is cut "
+        "there; every operation is the compiled module's own, or of no module at all; "
+        "the graph holds torch.sin"
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -248,6 +251,52 @@ def test_warming_up_what_is_no_size_is_an_error(sizes: Any) -> None:
     model(rows(3))
     with pytest.raises(ConfigError, match="warmup takes sizes"):
         handle.warmup(sizes)
+
+
+class Quiet:
+    """Static graphs without work in them, so that only Python is left to look at."""
+
+    checks_addresses = False
+
+    class Graph:
+        def replay(self) -> None: ...
+
+        def reset(self) -> None: ...
+
+    @contextlib.contextmanager
+    def capture(self, *, collect: bool = False) -> Iterator[Any]:
+        yield self.Graph()
+
+    def weak(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def memory_in_use(self) -> int:
+        return 0
+
+    def turn(self) -> Any:
+        return contextlib.nullcontext()
+
+
+def python_calls(call: Callable[[], object]) -> list[str]:
+    names: list[str] = []
+    sys.setprofile(lambda frame, event, _: names.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+def test_between_the_first_and_the_last_replay_python_does_nothing_but_the_cuts() -> None:
+    model, _, handle = compiled(Rows(depth=3), static_graph_class=f"{__name__}.Quiet")
+    model(rows(4))
+    handle.warmup([4])
+    x = rows(4)
+    model(x)
+    names = python_calls(lambda: model(x))
+    first, last = names.index("replay", names.index("replay") + 1), len(names) - names[::-1].index("replay")
+    between = [name for name in names[first:last] if not name.startswith("cut_")]
+    assert between == ["replay", *(["mix_heads", "replay"] * 3)]
 
 
 # -- callers that keep their inputs in place

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from torch_piecewise.config import Config
+from torch_piecewise.config_fields import THEMES
 from torch_piecewise.config_table import FieldDoc
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "config.md"
-FIELDS = ROOT / "src" / "torch_piecewise" / "config_fields.py"
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "mode": {"mode": "trace_once"},
@@ -73,7 +72,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 """Field -> settings of an example. A new field needs one."""
 
 HEAD = """\
-<!-- Written by tools/config_docs.py from src/torch_piecewise/config_fields.py; edit those. -->
+<!-- Written by tools/config_docs.py from src/torch_piecewise/config_fields_*.py; edit those. -->
 
 <!-- setup
 import os
@@ -109,7 +108,7 @@ def page() -> str:
     """The whole of docs/config.md."""
     rows = {row.name: row for row in Config().rows()}
     parts = [HEAD, "\n".join(_contents(rows))]
-    for title, names in _groups(FIELDS.read_text()).items():
+    for title, names in _groups().items():
         parts.append(f"## {title}")
         parts += [_section(rows[name]) for name in names]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -122,17 +121,9 @@ def _contents(rows: Mapping[str, FieldDoc]) -> Iterator[str]:
         yield f"| [`{row.name}`](#{row.name}) | `{_written(row.default)}` | {row.meaning} |"
 
 
-def _groups(source: str) -> dict[str, list[str]]:
-    """Title -> fields, as the comments in the source group them."""
-    groups: dict[str, list[str]] = {}
-    for line in source[source.index("class ConfigFields") :].splitlines():
-        title = re.fullmatch(r"    # (.+)", line)
-        name = re.match(r"    (\w+): .* = field\(|    (\w+): ", line)
-        if title:
-            groups[title[1]] = []
-        elif name and groups:
-            groups[list(groups)[-1]].append(name[1] or name[2])
-    return groups
+def _groups() -> dict[str, list[str]]:
+    """Title -> fields, as the classes of fields group them."""
+    return {str(theme.__doc__).rstrip("."): list(theme.__annotations__) for theme in THEMES}
 
 
 def _section(row: FieldDoc) -> str:

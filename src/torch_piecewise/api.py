@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch.nn import Module
 from torch_piecewise.compiled import CompiledCall
 from torch_piecewise.compiled_function import Request, compiled_function, handle_of
 from torch_piecewise.config import Config
+from torch_piecewise.config_advice import advice
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.ignoring import Decision, decide, decided, is_ignored
 from torch_piecewise.torch_private import modules
 from torch_piecewise.whole_model import WHOLE_MODES
+
+logger = logging.getLogger("torch_piecewise")
 
 
 def compile(
@@ -61,7 +65,10 @@ def compile(
             expected="a function of the module, object or function, such as lambda module: module.width > 64",
             got=f"{enable_if!r} ({type(enable_if).__name__})",
         )
-    request = Request(Config.given(config, fields, to="tp.compile"), tag, enable_if)
+    settings = Config.given(config, fields, to="tp.compile")
+    for sentence in advice(settings):
+        logger.warning("%s", sentence)
+    request = Request(settings, tag, enable_if)
     if model_or_fn is None:
         return functools.partial(_compile, request=request)
     return _compile(model_or_fn, request=request)

@@ -131,8 +131,7 @@ class Workshop:
             ),
         )
         if prepare:
-            with self.bus.phase("compile"):
-                program.prepare()
+            program.prepare()
         return program
 
     def _facts(self, call: TracedCall) -> ReplayFacts | None:

@@ -118,6 +118,7 @@ def _check_symbols(call: CallForm, dims: Dims) -> None:
                     f"Dims that share the symbol {symbol!r} differ in size",
                     expected=f"{name}.{dim} == {other} == {known}",
                     got=str(size),
+                    hint="call it with equal sizes, or give each dim a symbol of its own in dynamic_arg_dims",
                 )
 
 
@@ -136,7 +137,8 @@ def _trace(
     config: Config,
     small: Small,
 ) -> Captured:
-    args, kwargs = call.replaced(stand_ins(call, dims, small, config))
+    copies = stand_ins(call, dims, small, config)
+    args, kwargs = call.replaced(copies)
     oblivious = config.dynamic_shapes == "backed_size_oblivious"
     try:
         raw = dynamo.capture_fullgraph(
@@ -146,6 +148,7 @@ def _trace(
             shape_settings={"backed_size_oblivious": oblivious},
             dynamo_settings=_DYNAMO_SETTINGS,
             with_full_guards=config.guards == "full",
+            stand_ins=copies.values(),
         )
     except dynamo.GraphBreak as error:
         raise graph_break_error(error, unbacked=_nothing_assumed(config)) from error
@@ -231,6 +234,8 @@ def _dispatch_symbol(declared: Mapping[tuple[str, int], Any], call: CallForm, co
         return str(dim_text(first)) if isinstance(first, torch.SymInt) else None
     argument, dim = wanted
     value = call.values.get(argument)
+    if value is None and argument in call.bound.signature.parameters:
+        return None  # it may be left out; such a call is served by code for all sizes
     rank = value.dim() if isinstance(value, torch.Tensor) else 0
     placed = dim + rank if dim < 0 else dim
     if (argument, placed) in declared:

@@ -41,10 +41,13 @@ class Stats:
         cuts: its pieces that run eagerly because they hold splitting ops.
         distinct_pieces: different pieces among ``pieces``.
         artifacts_compiled: distinct pieces x ranges that a compiler made, over all traces.
-        compile_seconds: wall time of the compile phase, over all traces; 0 for an encoder.
+        compile_seconds: wall time in which pieces were compiled, over all traces: before calls, in them and
+            in the background (``on_miss="background"``, ``upgrade_to``); 0 for an encoder.
         phase_seconds: seconds per phase of the staircase, over all traces; an encoder's phases are named
             ``encoder_trace``, ``encoder_compile`` and so on.
         encoder_compile_seconds: as ``compile_seconds``, for an encoder; 0 for any other part.
+        eager_pieces: those of ``pieces`` that run as they were traced for some size: they failed to compile
+            (``on_piece_error="eager"``), or are slower compiled (``on_slow_piece="eager"``).
     """
 
     traces: int
@@ -55,10 +58,12 @@ class Stats:
     compile_seconds: float
     phase_seconds: dict[str, float]
     encoder_compile_seconds: float = 0.0
+    eager_pieces: int = 0
 
     def __str__(self) -> str:
         """One line for people."""
-        pieces = f"{self.pieces} pieces, {self.distinct_pieces} distinct, {self.cuts} cuts"
+        eager = f", {self.eager_pieces} eager" if self.eager_pieces else ""
+        pieces = f"{self.pieces} pieces, {self.distinct_pieces} distinct{eager}, {self.cuts} cuts"
         traces = f"{self.traces} trace{'' if self.traces == 1 else 's'}"
         seconds = self.compile_seconds + self.encoder_compile_seconds
         return f"{pieces}; {traces}, {self.artifacts_compiled} compiled in {seconds:.1f} s"
@@ -156,6 +161,7 @@ class CompiledCall:
             compile_seconds=seconds.get("compile", 0.0),
             phase_seconds=seconds,
             encoder_compile_seconds=seconds.get("encoder_compile", 0.0),
+            eager_pieces=len(program.eager_pieces()) if program else 0,
         )
 
     @property
@@ -214,8 +220,9 @@ class CompiledCall:
         return self._static.warmup(program, wanted) if self._static is not None else None
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Report:
-        """What was recorded of this model: cut graph, timeline, use, misses; see :meth:`Observed.report`."""
-        return self.observed.report(self._subject.label, self.entries, path)
+        """What was recorded of this model: cut graph, times, use; see :meth:`Observed.report`."""
+        served = self._static.table().rows() if self._static is not None else ()
+        return self.observed.report(self._subject.label, self.entries, path, served=served)
 
     def verify(self, inputs: Any, *, rtol: float | None = None, atol: float | None = None) -> Verification:
         """Each piece against eager on the values that reach it; see :meth:`Observed.verify`."""

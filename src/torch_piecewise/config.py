@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from torch_piecewise.capture_sizes import default_capture_sizes
-from torch_piecewise.config_fields import CAPTURE_SIZES, ConfigFields, Setting
+from torch_piecewise.config_fields import ConfigFields
+from torch_piecewise.config_fields_setting import CAPTURE_SIZES, Setting
 from torch_piecewise.config_ingredients import as_text, stable_name
 from torch_piecewise.config_rules import contradiction
 from torch_piecewise.config_table import Describe, FieldDoc
@@ -211,7 +212,7 @@ class Config(ConfigFields):
 
 
 def settings() -> dict[str, Setting]:
-    """Each field's :class:`~torch_piecewise.config_fields.Setting`, by name, in order."""
+    """Each field's :class:`~torch_piecewise.config_fields_setting.Setting`, by name, in order."""
     return {field.name: field.metadata["setting"] for field in dataclasses.fields(ConfigFields)}
 
 
@@ -220,11 +221,21 @@ def env_var(name: str) -> str:
     return ENV_PREFIX + name.upper()
 
 
+_OF_TORCH_COMPILE = {
+    "fullgraph": "leave fullgraph out: a model is always traced as one graph",
+    "dynamic": "name the dims that change: dynamic_arg_dims={'x': 0}",
+    "options": "give Inductor's options as inductor_compile_config={...}, and settings by their own names",
+}
+"""What people bring along from ``torch.compile``, and what to write instead."""
+
+
 def _refuse_unknown(fields: Mapping[str, object]) -> None:
     known = settings()
     unknown = [name for name in fields if name not in known]
     if unknown:
-        hints = [hint for name in unknown if (hint := did_you_mean(name, known))]
+        hints = [
+            hint for name in unknown if (hint := _OF_TORCH_COMPILE.get(name) or did_you_mean(name, known))
+        ]
         raise ConfigError(
             f"Config has no field {', '.join(map(repr, unknown))}",
             expected=f"one of {', '.join(known)}",
@@ -242,11 +253,18 @@ def _read_env(env: Mapping[str, str]) -> dict[str, object]:
             raise ConfigError(
                 f"the environment variable {variable} names no field of Config",
                 expected=f"{ENV_PREFIX}<FIELD>, the field being one of {', '.join(known.values())}",
-                hint=did_you_mean(variable.removeprefix(ENV_PREFIX), known.values()) or f"unset {variable}",
+                hint=_variable_meant(variable) or f"unset {variable}",
             )
         if text.strip():
             read[known[variable]] = _from_text(variable, known[variable], text.strip())
     return read
+
+
+def _variable_meant(variable: str) -> str | None:
+    hint = did_you_mean(variable.removeprefix(ENV_PREFIX), settings())
+    for name in settings() if hint is not None else ():
+        hint = str(hint).replace(f"'{name}'", env_var(name))
+    return hint
 
 
 def _from_text(variable: str, name: str, text: str) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch_piecewise.managers import Managers
 from torch_piecewise.program import Program
 from torch_piecewise.ranges import Range
 from torch_piecewise.report import Recording, Report, collect
-from torch_piecewise.torch_private.dynamo import every_graph_break
+from torch_piecewise.torch_private.graph_breaks import every_graph_break
 from torch_piecewise.trials.base import calls_of
 
 
@@ -110,7 +110,7 @@ def explain(callee: Explained, inputs: Any, *, every_break: bool = False) -> Exp
         if not every_break or not isinstance(error, GraphBreakError):
             return Explanation(callee.title, None, obstacles=(first,))
         found = [Obstacle(*one) for one in every_graph_break(callee.function, args, kwargs)]
-        return Explanation(callee.title, None, obstacles=tuple(found) or (first,))
+        return Explanation(callee.title, None, obstacles=_with_first(first, found))
     bus.emit(GraphCaptured(nodes=len(captured.raw.graph.graph.nodes)))
     program = Workshop(callee.config, bus, Managers(callee.config, bus, None)).build(
         captured.raw.graph,
@@ -132,6 +132,14 @@ def _to_compile(program: Program) -> dict[str, int]:
         text = "any size" if range == program.any_size else str(range)
         counts[text] = counts.get(text, 0) + 1
     return counts
+
+
+def _with_first(first: Obstacle, found: Sequence[Obstacle]) -> tuple[Obstacle, ...]:
+    """All of ``found``, with ``first`` among them: where the trace of the whole stops, it says most."""
+    places = [one.where for one in found]
+    if first.where not in places:
+        return first, *found
+    return tuple(first if one.where == first.where else one for one in found)
 
 
 def _place(error: CaptureError) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.config import Config
+from torch_piecewise.config_advice import advice
 from torch_piecewise.program import Program
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.shapes import dim_text
@@ -22,6 +23,7 @@ _TORCH_DECIDES = {
     "evaluate_guards": "nothing",
     "guards": "torch.compile's own guards",
     "on_guard_failure": "torch.compiler.set_stance",
+    "on_miss": "nothing, for what is kept are pieces and no programs",
 }
 """Settings about the trace, which torch.compile makes, and what does their work there."""
 
@@ -61,9 +63,13 @@ def _dynamic_dims(sources: Sequence[str], fakes: Sequence[Any]) -> Iterator[tupl
 
 
 def tell_what_torch_decides(config: Config) -> None:
-    """Log the settings given in code that mean nothing to a backend of torch.compile."""
+    """Log the settings given in code that have no effect, or mean nothing to a backend of torch.compile."""
+    for sentence in advice(config):
+        logger.warning("%s", sentence)
     for row in config.rows():
-        if row.name in _TORCH_DECIDES and row.source == "given" and row.value != row.default:
+        if row.name not in _TORCH_DECIDES or row.source != "given":
+            continue
+        if row.value not in (row.default, "background"):
             logger.warning(
                 "%s means nothing under torch.compile(backend='piecewise'), which traces by itself; "
                 "what does it there: %s; or call tp.compile instead",

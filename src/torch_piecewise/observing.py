@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_piecewise.config import Config
+from torch_piecewise.cudagraphs import TableRow
 from torch_piecewise.entry import Entry
 from torch_piecewise.events import Bus, PieceKeptEager
 from torch_piecewise.events_recorder import Recorder
@@ -68,11 +69,17 @@ class Observed:
         entry.tell_sizes(seen)
 
     def report(
-        self, title: str, entries: Sequence[Entry], path: str | os.PathLike[str] | None = None
+        self,
+        title: str,
+        entries: Sequence[Entry],
+        path: str | os.PathLike[str] | None = None,
+        *,
+        served: Sequence[TableRow] = (),
     ) -> Report:
         """What was recorded so far.
 
         Args:
+            served: counts of calls by what static graphs did for them.
             path: where to write it; the suffix says as what: ``.html`` one page that needs no network,
                 ``.json`` everything as one document, ``.perfetto.json`` the timeline as Chrome trace events.
                 None: nothing is written.
@@ -84,7 +91,9 @@ class Observed:
 
         programs = [entry.program for entry in entries]
         counts = [self._counts.get(id(program)) for program in programs]
-        recording = Recording(title, self._config, programs, self.recorder.recorded(), counts, self._timed)
+        recording = Recording(
+            title, self._config, programs, self.recorder.recorded(), counts, self._timed, served
+        )
         report = collect(recording)
         if path is not None:
             write(report, Path(path))

@@ -5,11 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
-
-from torch.fx import GraphModule
 
 from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.compilers.base import Knowing
@@ -17,35 +14,17 @@ from torch_piecewise.cudagraphs.breakable import capture_in_progress, opaque_cal
 from torch_piecewise.dispatch import SizeTable, serving_range
 from torch_piecewise.errors import ConfigError, GuardError
 from torch_piecewise.guard_policy import limit_error
-from torch_piecewise.manager import Ready, Unit
-from torch_piecewise.piece import EagerPiece, Piece
-from torch_piecewise.ranges import UNBOUNDED, Range
+from torch_piecewise.manager import Ready
+from torch_piecewise.program_pieces import ANY_SIZE as ANY_SIZE
+from torch_piecewise.program_pieces import PieceInfo as PieceInfo
+from torch_piecewise.program_pieces import Pieces as Pieces
+from torch_piecewise.program_pieces import SizeKey as SizeKey
+from torch_piecewise.program_pieces import Sizes as Sizes
+from torch_piecewise.ranges import Range
 from torch_piecewise.relations import Relation, readable
 from torch_piecewise.replay_facts import ReplayFacts
 from torch_piecewise.stitching import Runner, Stitched
 from torch_piecewise.supply import Supply, Tiers
-
-ANY_SIZE = Range(0, UNBOUNDED)
-"""The range of a piece that does not have the dispatch symbol: compiled once for all sizes."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Which sizes a program is compiled for.
-
-    Attributes:
-        dispatch: the symbol the ranges are about; None for a graph without dynamic sizes.
-        ranges: disjoint ranges of it, rising.
-        exact: single sizes that beat the range containing them.
-        symbols: every symbol whose value a call has to look up, the dispatch symbol first.
-        names: symbol -> what people call it (``input_ids.0``).
-    """
-
-    dispatch: str | None
-    ranges: tuple[Range, ...]
-    exact: tuple[int, ...] = ()
-    symbols: tuple[str, ...] = ()
-    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class LineKind(Enum):
@@ -59,87 +38,6 @@ class LineKind(Enum):
 
     CAPTURED = auto()
     """Pieces and cuts are marked for a capture."""
-
-
-SizeKey = int | tuple[int, ...]
-"""One int where one symbol matters, else one per symbol of :attr:`Sizes.symbols`."""
-
-
-@dataclass(frozen=True)
-class PieceInfo:
-    """What a program knows of one of its pieces without its graph.
-
-    Attributes:
-        name: ``submod_N``.
-        fingerprint: structural identity; None for a piece that stays eager.
-        symbols: the piece's symbols in their order; artifacts' guards speak of them by position.
-        ranged: whether it has the dispatch symbol, so that each range compiles it anew.
-    """
-
-    name: str
-    fingerprint: str | None
-    symbols: tuple[str, ...] = ()
-    ranged: bool = False
-
-
-class Pieces:
-    """The pieces of a split graph that are no cuts.
-
-    Args:
-        infos: in graph order.
-        load: the piece itself by name; called at most once for each, and only where its graph is needed.
-    """
-
-    def __init__(self, infos: Sequence[PieceInfo], load: Callable[[str], Piece | EagerPiece]) -> None:
-        self.infos = tuple(infos)
-        self._load = load
-        self._loaded: dict[str, Piece | EagerPiece] = {}
-        self._first: dict[str, PieceInfo] = {}
-        for info in self.infos:
-            if info.fingerprint is not None:
-                self._first.setdefault(info.fingerprint, info)
-        self._representative = {
-            info.name: self._first[info.fingerprint].name
-            for info in self.infos
-            if info.fingerprint is not None
-        }
-
-    @property
-    def distinct(self) -> int:
-        """How many different pieces there are to compile."""
-        return len(self._first)
-
-    def graph(self, name: str) -> GraphModule:
-        """The graph of one piece, or of one that computes the same."""
-        return self.piece(name).graph
-
-    def piece(self, name: str) -> Piece | EagerPiece:
-        """One piece by name, or one that computes the same."""
-        name = self._representative.get(name, name)
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name)
-        return self._loaded[name]
-
-    def needed(self) -> list[str]:
-        """Names of the pieces whose graphs another process may need: each distinct one, and eager ones."""
-        eager = [info.name for info in self.infos if info.fingerprint is None]
-        return [*(info.name for info in self._first.values()), *eager]
-
-    def units(self, wanted: Range) -> dict[str, Unit]:
-        """For each piece to compile, the unit that serves ``wanted``."""
-        units: dict[str, Unit] = {}
-        for info in self.infos:
-            if info.fingerprint is not None:
-                name = self._first[info.fingerprint].name
-                units[info.name] = Unit(
-                    info.fingerprint, name, wanted if info.ranged else ANY_SIZE, self._compilable
-                )
-        return units
-
-    def _compilable(self, name: str) -> Piece:
-        piece = self.piece(name)
-        assert isinstance(piece, Piece)
-        return piece
 
 
 class Program:
@@ -307,6 +205,15 @@ class Program:
             self._eager.update(slow)
         self.look_again()
         self._on_change()
+
+    def eager_pieces(self) -> tuple[str, ...]:
+        """Pieces that run as they were traced for some size because compiling failed, or made them slower.
+
+        Those that are still being compiled in the background are not among them.
+        """
+        with self._lock:
+            given_up = {fingerprint for fingerprint, _range in self._eager | self._supply.given_up()}
+        return tuple(info.name for info in self.pieces.infos if info.fingerprint in given_up)
 
     def look_again(self) -> None:
         """There is something better to run than before: the next call of each size finds it."""

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from torch_piecewise.cut_policy import CutPolicy, SplittingOp
+from torch_piecewise.errors import SplitError
 from torch_piecewise.normalize import (
     copy_node,
     expand_size_tuples,
@@ -87,8 +88,8 @@ def split_graph(
         The module that calls the pieces, and the pieces by id.
 
     Raises:
-        SplitError: a splitting op does not exist, or a predicate failed. One that exists and never occurs
-            is a warning in the log.
+        SplitError: ``graph`` is none, a splitting op does not exist, or a predicate failed. An op that exists
+            and never occurs is a warning in the log.
     """
     plan = plan_split(graph, CutPolicy.of(splitting_ops))
     for warning in plan.warnings:
@@ -98,6 +99,13 @@ def split_graph(
 
 def plan_split(graph: GraphModule, policy: CutPolicy) -> SplitPlan:
     """Cut ``graph`` where ``policy`` says; see :func:`split_graph`."""
+    if not isinstance(graph, GraphModule):
+        raise SplitError(
+            "There is no graph to cut",
+            expected="a torch.fx.GraphModule: what Dynamo hands a backend, torch.export, or make_fx made",
+            got=type(graph).__name__,
+            hint="trace the model first; tp.compile(model) does so",
+        )
     normalize(graph)
     warnings = tuple(policy.unmatched(graph.graph))
     assignment = _assign(graph.graph, policy)

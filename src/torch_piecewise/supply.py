@@ -51,6 +51,7 @@ class Supply:
         self._on_news = on_news
         self._on_settled = on_settled
         self._asked: set[Key] = set()
+        self._failed: set[Key] = set()
         self._being_made = 0
         self._had_news = False
         self._lock = threading.Lock()
@@ -73,6 +74,12 @@ class Supply:
         """What is ready by now, by fingerprint and range."""
         better = self.tiers.better
         return {**self.tiers.first.made(), **(better.made() if better is not None else {})}
+
+    def given_up(self) -> frozenset[Key]:
+        """What runs as it was traced because its compiler failed."""
+        failed = {key for key, one in self.made().items() if one.artifact is None}
+        with self._lock:
+            return frozenset(failed | self._failed)
 
     def generated_code(self, artifact: Artifact) -> str:
         """The code that its compiler generated, for people; empty where it shows none."""
@@ -123,6 +130,9 @@ class Supply:
             manager.prepare([unit])
         except PiecewiseError as error:
             if not self.tiers.background.is_stopped:
+                if manager is self.tiers.first:
+                    with self._lock:
+                        self._failed.add(unit.key)
                 logger.warning("%s %s stays as it is: %s", unit.name, unit.range, error)
             return False
         return True

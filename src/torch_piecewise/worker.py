@@ -12,6 +12,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import weakref
 from typing import IO, Any, Protocol
 
 _LENGTH = struct.Struct("<Q")
@@ -55,6 +56,8 @@ class Worker:
             env={**os.environ, _MARK: "1"},
         )
         self._ready = False
+        # A child reads that its parent is gone only between two tasks.
+        weakref.finalize(self, _end, self._process, os.getpid())
         with contextlib.suppress(OSError):  # a child that died at once is found by whoever waits for it
             self._send(preparation)
 
@@ -108,6 +111,13 @@ class Worker:
 
     def _failure(self, error: Exception) -> WorkerError:
         return WorkerError(f"exit status {self._process.poll()}: {error!r}")
+
+
+def _end(process: subprocess.Popen[bytes], parent: int) -> None:
+    """Kill a child that still runs; in a fork of its parent nothing happens."""
+    if os.getpid() == parent and process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def write_message(stream: IO[bytes], payload: bytes) -> None:

@@ -186,6 +186,25 @@ def test_memory_between_layers_is_used_again():
     assert len(small.graphs) == 3
 
 
+def test_the_capturing_call_is_right_where_memory_of_one_graph_is_used_again_by_the_next():
+    attend = cut_step(lambda q, out: out.copy_(q * 3))
+
+    def call(x):
+        for _ in range(4):
+            q = torch.relu(x + 1)
+            out = torch.empty_like(q)
+            attend(q, out)
+            x = x + out * 0.5
+        return x
+
+    x = torch.randn(3)
+    plan = capture_plan(lambda: call(x), GraphRecorder())
+    assert torch.equal(plan.outputs, call(x))
+    x.copy_(torch.randn(3))
+    plan.replay()
+    assert torch.equal(plan.outputs, call(x))
+
+
 def test_an_eager_body_runs_nested_marked_functions_as_they_are():
     recorder, x, inside = GraphRecorder(), torch.ones(1), []
     inner = runs_eagerly(lambda a: inside.append(capture_in_progress()) or a + 1)

@@ -291,6 +291,24 @@ def test_on_call_each_call_is_carried_out_once():
     assert rows(runner) == [(3, 4, NONE, 2, "warming up"), (3, 4, PIECEWISE, 3, "")]
 
 
+def test_a_thread_captures_only_what_it_has_run_itself():
+    model = Model()
+    runner = runner_for(model, [4], capture=CaptureWhen.ON_CALL)
+
+    def serve():
+        with torch.no_grad():
+            x = torch.randn(4, 3)
+            torch.testing.assert_close(runner(x, model.weight)[0], model.eager(x))
+
+    serve()
+    other = threading.Thread(target=serve)
+    other.start()
+    other.join()
+    assert runner.captured() == ()
+    serve()
+    assert len(runner.captured()) == 1
+
+
 def test_between_calls_sizes_asked_for_are_captured_when_told_to():
     model = Model()
     runner = runner_for(model, capture=CaptureWhen.BETWEEN_CALLS)

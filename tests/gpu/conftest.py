@@ -1,16 +1,22 @@
 """What GPU tests need, asked once. They want torch, pytest and the package on the path, nothing else.
 
-Run them with ``PYTHONPATH=src python -m pytest -m gpu tests/gpu``.
+Run them with ``python -m pytest tests/gpu`` from a checkout. The settings are those of ``pytest.ini`` beside
+this file, and ``tests/conftest.py`` is not read.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a GPU that can capture CUDA graphs")
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers each time, and nothing in the user's caches."""
+    torch.manual_seed(0)
+    monkeypatch.setenv("TORCH_PIECEWISE_CACHE_DIR", str(tmp_path / "store"))
 
 
 def missing_capability() -> str:
@@ -31,12 +37,21 @@ def missing_capability() -> str:
     return "" if x.sum().item() == 8 else "a replayed CUDA graph gave wrong results"
 
 
+def _make_library_handles() -> None:
+    """Libraries make their handles at the first call of a thread, and cannot while it captures."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(16, 16, device="cuda", dtype=dtype)
+        torch.nn.functional.linear(x, x, x[0]) @ x
+    torch.cuda.synchronize()
+
+
 @pytest.fixture(scope="session")
 def gpu() -> torch.device:
     """The device, or a skip that says why there is none."""
     reason = missing_capability()
     if reason:
         pytest.skip(reason)
+    _make_library_handles()
     return torch.device("cuda", torch.cuda.current_device())
 
 

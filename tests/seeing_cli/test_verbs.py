@@ -132,6 +132,38 @@ def test_explain_lists_every_break_when_asked(run: Any, script: Any) -> None:
     assert "offered_model.py:9 (torch._dynamo.graph_break())" in output
 
 
+NO_GRAPH_ENDS_THERE = """
+import torch
+
+class Model(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        print("first of all")
+        x = self.helps(x * 2)
+        for _ in range(2):
+            x = x + 1
+            print("in a loop")
+        return x
+
+    def helps(self, x: torch.Tensor) -> torch.Tensor:
+        print("before any operation")
+        return x.relu()
+
+model = Model()
+example_inputs = torch.randn(3, 4)
+"""
+
+
+def test_every_break_is_listed_also_where_no_graph_ends(run: Any, script: Any) -> None:
+    path = script(NO_GRAPH_ENDS_THERE)
+    (first,) = json.loads(run("explain", "--json", path, code=1))["obstacles"]
+    output = run("explain", "--json", "--every-break", path, code=1)
+    found = json.loads(output[output.index("{") :])  # behind what the model prints
+    assert first in found["obstacles"]
+    lines = sorted(int(one["where"].partition(".py:")[2].split()[0]) for one in found["obstacles"])
+    assert lines == [6, 10, 14]
+    assert all(one["reason"] and one["hint"] for one in found["obstacles"])
+
+
 def test_explain_draws_what_it_explains(run: Any, script: Any, tmp_path: Path) -> None:
     run("explain", "-o", "plan.json", script(MODEL + COMPILED))
     (program,) = json.loads((tmp_path / "plan.json").read_text())["programs"]

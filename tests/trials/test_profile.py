@@ -70,6 +70,9 @@ def test_a_slow_piece_runs_eagerly_from_then_on_for_the_range_it_was_slow_for() 
     assert again["submod_6"].runs_eagerly
     assert again["submod_6"].compiled < 0.02
     assert not again["submod_6"].is_slow
+    stay_eager = handle.report().programs[0].eager
+    assert "submod_6" in stay_eager
+    assert handle.stats.eager_pieces == len(stay_eager)
     other = next(one for one in handle.profile(ids(20), rounds=1).pieces if one.piece == "submod_6")
     assert other.runs_eagerly, "the second profile above measured it for the other range too"
     for before, size in zip(expected, (5, 20), strict=True):

@@ -140,7 +140,7 @@ def capture_plan(
         SESSION.reset(token)
     if weak_outputs:
         outputs = map_tensors(backend.weak, outputs)
-    return ReplayPlan(tuple(session.steps), tuple(session.graphs), outputs, tuple(session.compiled))
+    return ReplayPlan(session.plan_steps(), tuple(session.graphs), outputs, tuple(session.compiled))
 
 
 def _refuse_gradients(outputs: object) -> None:

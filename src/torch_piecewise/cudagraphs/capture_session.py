@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
@@ -28,10 +29,12 @@ class _EagerStep:
         self._kwargs = kwargs
         self.expected: list[tuple[int, Any]] = []
 
+    def bound(self) -> Callable[[], object]:
+        """The step as a plan does it: the body itself where nothing has to be put anywhere."""
+        return self if self.expected else functools.partial(self._fn, *self._args, **self._kwargs)
+
     def __call__(self) -> None:
         result = self._fn(*self._args, **self._kwargs)
-        if not self.expected:
-            return
         leaves = [result] if isinstance(result, torch.Tensor) else flatten(result)[0]
         for position, place in self.expected:
             leaf = leaves[position] if position < len(leaves) else None
@@ -92,6 +95,10 @@ class Session:
         self._settle_arrivals()
         self.steps.append(self.graphs[-1].replay)
         self.graphs[-1].replay()
+
+    def plan_steps(self) -> tuple[Callable[[], object], ...]:
+        """What a replay does, each step without arguments."""
+        return tuple(step.bound() if isinstance(step, _EagerStep) else step for step in self.steps)
 
     def check(self) -> None:
         if self._failed is not None:

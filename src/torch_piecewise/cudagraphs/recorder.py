@@ -155,7 +155,8 @@ class _RecordMode(OperatorMode):  # type: ignore[no-untyped-call]
         self._recording = recording
         self._pool = pool
         self._seen = 0
-        self._own: set[int] = set()
+        # What lay there before: an eager step, or a step still to be replayed, may have use for it.
+        self._own: dict[int, torch.Tensor | None] = {}
         self._before: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
@@ -184,10 +185,10 @@ class _RecordMode(OperatorMode):  # type: ignore[no-untyped-call]
             return self._note(_as_now(fn), args, kwargs, fn(*args, **kwargs), True)
 
     def undo(self) -> None:
-        """Make it so that nothing was carried out: inputs as they were, results garbage."""
+        """Make it so that nothing was carried out: memory as it was, results on new memory garbage."""
         for memory, before, _ in self._before.values():
             memory.copy_(before)
-        self._pool.spoil(self._own)
+        self._pool.put_back(self._own)
 
     def _remember(self, written: list[torch.Tensor]) -> None:
         for tensor in written:
@@ -229,7 +230,9 @@ class _RecordMode(OperatorMode):  # type: ignore[no-untyped-call]
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         place = self._pool.empty_like(tensor)
-        self._own.add(place.untyped_storage().data_ptr())
+        address = place.untyped_storage().data_ptr()
+        if address not in self._own:
+            self._own[address] = self._pool.content(address)
         return place.copy_(tensor)
 
 

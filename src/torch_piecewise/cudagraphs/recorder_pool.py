@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class _Block:
         self.address = self.memory.data_ptr()
         self.end = self.address + nbytes
         self.holder: MemoryWatch | None = None
+        self.was_held = False
 
     def is_free(self) -> bool:
         return self.holder is None or self.holder.is_gone()
@@ -42,6 +43,7 @@ class RecorderPool:
         """Memory for a tensor with the size, stride and dtype of ``tensor``, which has elements."""
         extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         block = self._block(extent * tensor.element_size())
+        block.was_held = block.holder is not None
         found = tensor_at(block.address, tensor, tensor.shape, tensor.stride())
         block.holder = MemoryWatch(found)
         return found
@@ -51,11 +53,17 @@ class RecorderPool:
         address = tensor.data_ptr()
         return any(block.address <= address < block.end for block in self._blocks)
 
-    def spoil(self, addresses: Collection[int]) -> None:
-        """Fill the blocks that begin at ``addresses`` with garbage."""
+    def content(self, address: int) -> torch.Tensor | None:
+        """A copy of the block that begins at ``address``; None where nobody had held it before."""
+        block = next(block for block in self._blocks if block.address == address)
+        return block.memory.clone() if block.was_held else None
+
+    def put_back(self, contents: Mapping[int, torch.Tensor | None]) -> None:
+        """Give blocks, by address, their contents again; where there was none, garbage."""
         for block in self._blocks:
-            if block.address in addresses:
-                block.memory.fill_(_GARBAGE)
+            if block.address in contents:
+                content = contents[block.address]
+                block.memory.fill_(_GARBAGE) if content is None else block.memory.copy_(content)
 
     def bytes_in_use(self) -> int:
         """Bytes of all blocks; of those that tensors still hold where no recording is left."""

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ class StaticGraphRunner:
         self._decisions = Decisions(dispatcher, uniform_when, no_padding)
         self._unattended = Unattended(self._sizes, dispatcher, in_place)
         self._recaptures = Recaptures(in_place)
-        self._visits: dict[Dispatch, int] = {}
+        self._visits: dict[tuple[Dispatch, int], int] = {}
         self._is_busy = False
         self._has_new_code = False
 
@@ -299,8 +300,10 @@ class StaticGraphRunner:
             return Refusal("the model does not take the padded size")
 
     def _warm_up_and_capture(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
-        while self._visits.get(key, 0) < self._options.warmups:
-            self._visits[key] = self._visits.get(key, 0) + 1
+        # For each thread, since a thread's handles of libraries (cuBLAS) cannot be made in a capture.
+        visit = (key, threading.get_ident())
+        while self._visits.get(visit, 0) < self._options.warmups:
+            self._visits[visit] = self._visits.get(visit, 0) + 1
             result = self._sizes.run_padded(key, args, size)
             if not in_capture_phase():
                 self._table.count(size, key.descriptor.num_tokens, CUDAGraphMode.NONE, "warming up")

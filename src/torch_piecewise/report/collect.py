@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from torch_piecewise.artifact import guard_name
 from torch_piecewise.config import Config, settings
+from torch_piecewise.cudagraphs import TableRow
 from torch_piecewise.events import Event, PieceCompiled, PieceFailed, PieceLoaded
 from torch_piecewise.events_recorder import Recorded
 from torch_piecewise.manager import Ready
@@ -21,6 +23,7 @@ from torch_piecewise.ranges import Range
 from torch_piecewise.relations import readable
 from torch_piecewise.report.facts import Built, Kind, ProgramFacts, Report, Timed
 from torch_piecewise.report.flow import folded, steps_of
+from torch_piecewise.report.graphs import graph_uses
 from torch_piecewise.report.operations import input_text, name_of, operations_of, title_of
 from torch_piecewise.report.show import reader
 from torch_piecewise.report.timeline import lookups_of, moments_of, spans_of
@@ -41,6 +44,7 @@ class Recording:
         recorded: its events.
         counts: for each program, size -> calls; None where calls were not counted.
         timed: fingerprint -> measurements.
+        served: counts of calls by what static graphs did for them.
     """
 
     title: str
@@ -49,6 +53,7 @@ class Recording:
     recorded: Sequence[Recorded]
     counts: Sequence[Mapping[int, int] | None] = ()
     timed: Mapping[str, Sequence[Timed]] = field(default_factory=dict)
+    served: Sequence[TableRow] = ()
 
 
 def collect(recording: Recording, *, code: bool = True) -> Report:
@@ -71,6 +76,7 @@ def collect(recording: Recording, *, code: bool = True) -> Report:
         spans=tuple(spans_of(recording.recorded)),
         moments=tuple(moments_of(recording.recorded)),
         lookups=lookups_of(recording.recorded),
+        graphs=graph_uses(recording.served, recording.recorded),
     )
 
 
@@ -119,6 +125,7 @@ def _program(
         steps=tuple(steps),
         folds=tuple(folded(steps)),
         use=use_of(sizes, counts, captured) if counts is not None else None,
+        eager=program.eager_pieces(),
     )
 
 
@@ -144,15 +151,21 @@ def _kinds(program: Program, recording: Recording, code: bool) -> Iterator[Kind]
             inputs=tuple(map(input_text, placeholders, specs)),
             ops=operations_of(piece.graph),
             code=str(piece.graph.code).strip(),
-            built=tuple(_built(program, range, ready[range], events, code) for range in sorted(ready)),
+            built=tuple(
+                _built(program, infos[0], range, ready[range], events, code) for range in sorted(ready)
+            ),
             timed=tuple(recording.timed.get(identity, ())),
         )
 
 
-def _built(program: Program, range: Range, ready: Ready, events: Sequence[Event], code: bool) -> Built:
+def _built(
+    program: Program, info: PieceInfo, range: Range, ready: Ready, events: Sequence[Event], code: bool
+) -> Built:
     about = [event for event in events if getattr(event, "range", None) == range]
     text = "any size" if range == program.any_size else str(range)
     artifact = ready.artifact
+    names = program.sizes.names
+    named = {guard_name(at): reader(names.get(symbol, symbol)) for at, symbol in enumerate(info.symbols)}
     if artifact is None:
         reasons = [event.reason for event in about if isinstance(event, PieceFailed)]
         return Built(text, "eager", f"failed to compile: {reasons[-1] if reasons else 'unknown'}")
@@ -167,7 +180,7 @@ def _built(program: Program, range: Range, ready: Ready, events: Sequence[Event]
         load_seconds=loaded[-1].seconds if loaded else None,
         size=size if artifact.is_storable else None,
         files=tuple(artifact.files),
-        guards=artifact.guards,
+        guards=tuple(readable(guard, named) for guard in artifact.guards),
         code=program.generated_code(artifact)[:CODE_LIMIT] if code else "",
     )
 

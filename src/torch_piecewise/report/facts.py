@@ -148,6 +148,7 @@ class ProgramFacts:
         relations: conditions on sizes that the trace relied on.
         steps, folds: the straight line, whole and folded.
         use: None where calls were not counted.
+        eager: pieces that were to be compiled and run as they were traced for some size.
     """
 
     symbols: dict[str, str]
@@ -158,6 +159,7 @@ class ProgramFacts:
     steps: tuple[Step, ...]
     folds: tuple[Fold, ...]
     use: tuple[RangeUse, ...] | None = None
+    eager: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,29 @@ class Lookups:
 
 
 @dataclass(frozen=True)
+class GraphUse:
+    """Calls that static graphs served alike, or that none did.
+
+    Attributes:
+        size: size of the calls.
+        padded_to: size of the graphs that served them; None where none did.
+        mode: ``FULL`` or ``PIECEWISE`` where graphs served them, else ``NONE``.
+        count: how many calls; 0 for a size that was captured and not called.
+        why: for ``NONE``, why no graph served them.
+        bytes: device memory that capturing ``padded_to`` took, beyond what was there; None for ``NONE``.
+        seconds: how long that took; None for ``NONE``.
+    """
+
+    size: int
+    padded_to: int | None
+    mode: str
+    count: int
+    why: str = ""
+    bytes: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """A recorded run of one compiled model.
 
@@ -208,6 +233,7 @@ class Report:
         versions: what ran: library, torch, Python, platform.
         settings: those that differ from the defaults, as texts.
         programs: newest trace first.
+        graphs: what static graphs served, over all traces; empty where none were asked for.
     """
 
     title: str
@@ -218,4 +244,5 @@ class Report:
     spans: tuple[Span, ...] = ()
     moments: tuple[Moment, ...] = ()
     lookups: Lookups = field(default_factory=Lookups)
+    graphs: tuple[GraphUse, ...] = ()
     version: int = VERSION

@@ -13,6 +13,7 @@ from torch_piecewise.report.facts import (
     VERSION,
     Built,
     Fold,
+    GraphUse,
     Kind,
     Lookups,
     Moment,
@@ -83,6 +84,7 @@ def _report(document: Mapping[str, Any]) -> Report:
             **document,
             "programs": tuple(map(_program, document["programs"])),
             "spans": tuple(Span(**one) for one in document["spans"]),
+            "graphs": tuple(GraphUse(**one) for one in document.get("graphs", ())),
             "moments": tuple(Moment(**one) for one in document["moments"]),
             "lookups": Lookups(
                 tuple(document["lookups"]["hits"]),
@@ -103,6 +105,7 @@ def _program(document: Mapping[str, Any]) -> ProgramFacts:
             "steps": tuple(map(_step, document["steps"])),
             "folds": tuple(Fold(tuple(map(_step, one["steps"])), one["times"]) for one in document["folds"]),
             "use": tuple(RangeUse(**one) for one in use) if use is not None else None,
+            "eager": tuple(document.get("eager", ())),  # what was kept before it was counted has none
         }
     )
 

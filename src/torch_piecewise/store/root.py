@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import platformdirs
-
 from torch_piecewise.errors import StoreError
 
 VARIABLE = "TORCH_PIECEWISE_CACHE_DIR"
@@ -32,6 +30,9 @@ def cache_root(env: Mapping[str, str]) -> Path:
     xdg = Path(env.get("XDG_CACHE_HOME", ""))
     if xdg.is_absolute():
         return xdg / _FOLDER
+    # Imported where no root is named: machines that name one run with torch alone.
+    import platformdirs
+
     return _absolute(str(platformdirs.user_cache_path(_FOLDER, appauthor=False)), "the user's cache folder")
 
 

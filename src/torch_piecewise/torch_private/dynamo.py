@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import logging
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def capture_fullgraph(
     dynamo_settings: Mapping[str, Any],
     share_blocks: bool = True,
     with_full_guards: bool = False,
+    stand_ins: Iterable[torch.Tensor] = (),
 ) -> RawCapture:
     """Trace ``function(*args, **kwargs)`` as one graph without running it; an empty one without operations.
 
@@ -120,6 +121,7 @@ def capture_fullgraph(
         dynamo_settings: patches for ``torch._dynamo.config`` during the trace.
         share_blocks: copy calls of alike modules; the result is the same. Not with full guards.
         with_full_guards: make Dynamo's own guards as well.
+        stand_ins: tensors among the arguments that a call has others for, marked in other ways.
 
     Raises:
         GraphBreak: Dynamo cannot trace it whole.
@@ -137,7 +139,7 @@ def capture_fullgraph(
         # Full guards hold what Dynamo saw of each tensor, which a copy never looked at.
         output, blocks = _captured(function, args, kwargs, share_blocks and not with_full_guards)
         frame = output.graph_capture_output
-        guards = full_guards(frame, traced.__code__) if with_full_guards else None
+        guards = full_guards(frame, traced.__code__, stand_ins) if with_full_guards else None
     backend_input = output.backend_input
     graph = backend_input.graph_module if backend_input is not None else _empty_graph()
     shape_env = frame.output_graph.shape_env
@@ -280,7 +282,7 @@ def mark_unbacked(tensor: torch.Tensor, dim: int) -> None:
 
 
 # Code of torch and of this library: of a refusal people want to know which line of theirs led to it.
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 def graph_break_details(error: BaseException) -> tuple[str, str, str]:
@@ -289,30 +291,14 @@ def graph_break_details(error: BaseException) -> tuple[str, str, str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     hints = [x.partition(":")[2].strip() for x in lines if x.startswith("Hint:")]
     stack = list(getattr(error, "real_stack", None) or ())
-    own = [frame for frame in stack if not frame.filename.startswith(_NOT_THE_USERS)]
+    own = [frame for frame in stack if not frame.filename.startswith(NOT_THE_USERS)]
     last = (own or stack)[-1] if stack else None
     where = f"{last.filename}:{last.lineno} ({last.line})" if last is not None else ""
-    reason = _reason(text) or type(error).__name__
+    reason = reason_of(text) or type(error).__name__
     return reason, " ".join(hints), where
 
 
-def every_graph_break(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[tuple[str, str]]:
-    """Reason and place of each graph break of a call; runs the call eagerly (``torch._dynamo.explain``)."""
-    # A whole-graph trace follows numbers read from data; a piecemeal one breaks there unless told so.
-    with patched(torch._dynamo.config, {"capture_scalar_outputs": True}):
-        found = torch._dynamo.explain(function)(*args, **kwargs)
-    breaks = []
-    for one in found.break_reasons:
-        own = [frame for frame in one.user_stack if not frame.filename.startswith(_NOT_THE_USERS)]
-        last = (own or one.user_stack)[-1] if one.user_stack else None
-        where = f"{last.filename}:{last.lineno} ({last.line})" if last is not None else ""
-        breaks.append((_reason(str(one.reason)), where))
-    return breaks
-
-
-def _reason(text: str) -> str:
+def reason_of(text: str) -> str:
     """What Dynamo says first, and its explanation."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     explanation = next((x.partition(":")[2].strip() for x in lines if x.startswith("Explanation:")), "")
