@@ -349,6 +349,14 @@ def test_a_module_class_that_never_occurs_is_told_with_those_that_do() -> None:
     )
 
 
+def test_a_module_class_where_no_module_calls_another_is_told_so() -> None:
+    assert warning(lambda x: torch.sin(x), torch.nn.Linear) == (
+        "splitting op 'torch.nn.modules.linear.Linear' never occurs in the traced graph, so nothing is cut "
+        "there; every operation is the compiled module's own, or of no module at all; "
+        "the graph holds torch.sin"
+    )
+
+
 def test_a_module_class_in_a_graph_without_modules_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "torch_piecewise"):
         tp.split_graph(make_fx(Net())(torch.randn(3, 4)), ["torch.nn.Linear"])

@@ -183,17 +183,20 @@ _LISTED = 24
 
 def _unmatched(rule: _Rule, graph: Graph) -> str:
     modules = {_class_text(called) for node in graph.nodes for _, called in module_calls(node)}
-    if rule.names_module and not modules:
+    by_dynamo = any("source_fn_stack" in node.meta for node in graph.nodes)
+    if rule.names_module and not modules and not by_dynamo:
         return (
             f"splitting op {rule.text!r} cannot be found: this graph does not say which module its "
             "operations come from; cut at operations, or give the graph that Dynamo traced"
         )
     operations = {readable(name) for node in graph.nodes for name in target_names(node)}
-    found = modules if rule.names_module or not operations else operations
+    found = modules if (rule.names_module and modules) or not operations else operations
     occurring = sorted(found, key=lambda name: ("::" not in name, name))  # what is meant to be cut at, first
     near = difflib.get_close_matches(rule.text, occurring, n=3, cutoff=0.5)
     hint = f"; near names that do occur: {', '.join(near)}" if near else ""
     why = rule.if_unmatched
+    if rule.names_module and not modules:
+        why = "every operation is the compiled module's own, or of no module at all"
     if rule.text.startswith("aten::") and not any(name.startswith("aten::") for name in occurring):
         why = "torch functions are taken apart into such operations after the cut: name the function"
     more = f" and {len(occurring) - _LISTED} more" if len(occurring) > _LISTED else ""
