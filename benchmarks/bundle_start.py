@@ -10,13 +10,12 @@ The bundle is baked once per depth, which is shown and not part of a start.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from processes import figures
 
 PROGRAM = """
 import sys, time
@@ -54,16 +53,7 @@ def run(way: str, layers: int, bundle: Path, *, compiler: bool = False) -> dict[
     if not compiler:
         env["PATH"] = ""
     program = PROGRAM.format(folder=str(Path(__file__).parent))
-    done = subprocess.run(
-        [sys.executable, "-c", program, way, str(layers), str(bundle)],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{way} failed:\n{done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return figures(program, [way, str(layers), str(bundle)], env)
 
 
 def main() -> None:

@@ -10,14 +10,13 @@ share by copy.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from processes import figures
 
 CHILD = """
 import json, sys, torch
@@ -45,12 +44,10 @@ def run(depth: int, warm: Path) -> dict[str, float]:
             "TORCH_PIECEWISE_CACHE_DIR": str(Path(folder) / "store"),
         }
         program = CHILD.format(folder=str(Path(__file__).parent))
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(depth)], env=env, capture_output=True, text=True, check=True
-        )
+        found = figures(program, [str(depth)], env)
         if not warm.exists():
             shutil.copytree(inductor, warm, ignore=shutil.ignore_patterns("fxgraph", "aotautograd", "*.so"))
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        return found
 
 
 def main() -> None:

@@ -15,13 +15,12 @@ says), ``aot`` (torch.compile(...).aot_compile, saved and loaded, as its documen
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from processes import figures
 
 WAYS = ("torch", "eager", "ours", "ours3", "plain", "regional", "aot")
 
@@ -84,16 +83,7 @@ def run(way: str, layers: int, folder: Path) -> dict[str, float]:
     (folder / "kept").mkdir(parents=True, exist_ok=True)
     (folder / "kept").chmod(0o755)
     program = HEAD.format(folder=str(Path(__file__).parent))
-    done = subprocess.run(
-        [sys.executable, "-c", program, way, str(layers), str(folder / "kept")],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{way} failed:\n{done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return figures(program, [way, str(layers), str(folder / "kept")], env)
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ The last column is what one more layer costs between the two greatest depths.
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from processes import figures
 
 CHILD = """
 import json, sys, time, torch
@@ -39,10 +39,7 @@ print(json.dumps(dict(seconds=seconds, shared=shared)))
 
 def run(depth: int, way: str) -> dict[str, float]:
     program = CHILD.format(folder=str(Path(__file__).parent))
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(depth), way], capture_output=True, text=True, check=True
-    )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return figures(program, [str(depth), way], os.environ)
 
 
 def main() -> None:

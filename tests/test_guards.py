@@ -249,6 +249,21 @@ def test_a_size_that_takes_another_branch_is_an_error_or_a_new_trace(guards: str
         assert torch.equal(lenient(x), branching(x))
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("mark", ["mark_dynamic", "maybe_mark_dynamic", "mark_static"])
+def test_marks_that_a_tensor_has_from_another_compile_mean_nothing(mark: str, dim: int) -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return x * 2
+
+    call = tp.compile(doubled, backend="eager", guards="full", dynamic_arg_dims={"x": 0})
+    for n, marked in ((5, True), (6, False), (7, True)):
+        x = torch.randn(n, 3)
+        if marked:
+            getattr(torch._dynamo, mark)(x, dim)
+        assert torch.equal(call(x), x * 2)
+    assert tp.program_of(call).counters["graphs_captured"] == 1
+
+
 def test_an_error_on_failure_needs_guards_that_can_fail() -> None:
     with pytest.raises(ConfigError, match="on_guard_failure and guards contradict each other"):
         tp.Config(guards="none", on_guard_failure="error")

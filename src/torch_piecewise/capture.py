@@ -137,7 +137,8 @@ def _trace(
     config: Config,
     small: Small,
 ) -> Captured:
-    args, kwargs = call.replaced(stand_ins(call, dims, small, config))
+    copies = stand_ins(call, dims, small, config)
+    args, kwargs = call.replaced(copies)
     oblivious = config.dynamic_shapes == "backed_size_oblivious"
     try:
         raw = dynamo.capture_fullgraph(
@@ -147,6 +148,7 @@ def _trace(
             shape_settings={"backed_size_oblivious": oblivious},
             dynamo_settings=_DYNAMO_SETTINGS,
             with_full_guards=config.guards == "full",
+            stand_ins=copies.values(),
         )
     except dynamo.GraphBreak as error:
         raise graph_break_error(error, unbacked=_nothing_assumed(config)) from error

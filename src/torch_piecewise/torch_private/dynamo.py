@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import logging
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def capture_fullgraph(
     dynamo_settings: Mapping[str, Any],
     share_blocks: bool = True,
     with_full_guards: bool = False,
+    stand_ins: Iterable[torch.Tensor] = (),
 ) -> RawCapture:
     """Trace ``function(*args, **kwargs)`` as one graph without running it; an empty one without operations.
 
@@ -120,6 +121,7 @@ def capture_fullgraph(
         dynamo_settings: patches for ``torch._dynamo.config`` during the trace.
         share_blocks: copy calls of alike modules; the result is the same. Not with full guards.
         with_full_guards: make Dynamo's own guards as well.
+        stand_ins: tensors among the arguments that a call has others for, marked in other ways.
 
     Raises:
         GraphBreak: Dynamo cannot trace it whole.
@@ -137,7 +139,7 @@ def capture_fullgraph(
         # Full guards hold what Dynamo saw of each tensor, which a copy never looked at.
         output, blocks = _captured(function, args, kwargs, share_blocks and not with_full_guards)
         frame = output.graph_capture_output
-        guards = full_guards(frame, traced.__code__) if with_full_guards else None
+        guards = full_guards(frame, traced.__code__, stand_ins) if with_full_guards else None
     backend_input = output.backend_input
     graph = backend_input.graph_module if backend_input is not None else _empty_graph()
     shape_env = frame.output_graph.shape_env

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,12 +41,29 @@ class FullGuards:
         return " ".join(str(parts[0]).split())
 
 
-def full_guards(captured: Any, code: types.CodeType) -> FullGuards:
+# Which dims of a tensor ``torch.compile`` was told of; 2.11 guards the first alone.
+_MARKS = (
+    "_dynamo_dynamic_indices",
+    "_dynamo_weak_dynamic_indices",
+    "_dynamo_unbacked_indices",
+    "_dynamo_strict_unbacked_indices",
+    "_dynamo_static_indices",
+)
+
+
+def full_guards(captured: Any, code: types.CodeType, stand_ins: Iterable[torch.Tensor]) -> FullGuards:
     """The guards of a ``GraphCaptureOutput``, made under the settings of its trace.
+
+    Args:
+        stand_ins: tensors of the trace that a call has others for. What those are marked with, for another
+            compile, says nothing here: a guard passes marks that the traced tensor has too, so it gets all.
 
     Raises:
         ShapeError: a dim marked as dynamic is fixed by a guard.
     """
+    for tensor in stand_ins:
+        for name in _MARKS:
+            setattr(tensor, name, set(range(tensor.dim())))
     manager = captured.build_guards(code).guard_manager
     referents = (_referent(guard) for guard in captured.output_graph.guards)  # known once they are built
     alive = tuple(one for one in referents if one is not None and not isinstance(one, torch.Tensor))
