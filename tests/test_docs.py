@@ -225,9 +225,10 @@ def messages() -> list[str]:
 
 def fixed_parts(message: str) -> list[str]:
     """What of a quoted message is the same in each case."""
-    # What differs: dots, names in quotes, numbers, names of pieces, ranges; and what a signature is of.
-    changing = r"\.\.\.|'[^']*'|\bsubmod_\d+|\[[\d, ]+\]|\d+|=\.\.\.|^The bundle(?= is)"
-    parts = [part.strip(" ,:()") for part in re.split(changing, message)]
+    # What differs: dots, names in quotes, numbers, names of pieces, ranges; and what is signed or trusted.
+    changing = r"\.\.\.|'[^']*'|\bsubmod_\d+|\[[\d, ]+\]|\d+|=\.\.\."
+    whose = r"^The (?:bundle|cache at)(?= is| \.\.\. is)"
+    parts = [part.strip(" ,:()") for part in re.split(f"{changing}|{whose}", message)]
     return [part for part in parts if len(part) > 3]
 
 

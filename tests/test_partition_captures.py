@@ -194,6 +194,22 @@ def test_torchs_own_binary_form_has_the_same_partitions(kept: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_only_a_cut_reads_is_asked_about_as_with_cut_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    def step(x: Tensor, scale: Tensor) -> Tensor:
+        return scaled_rows(x.sin(), scale).cos()
+
+    fields = {**SETTINGS, "backend": "inductor", "splitting_ops": ["tests::scaled_rows"]}
+    dims = {"x": 0, "scale": 0}
+    run = tp.compile(
+        step, use_inductor_graph_partition=True, dynamic_arg_dims=dims, compile_threads=1, **fields
+    )
+    args = batch(3)
+    same(run(*args), step(*args))
+    assert tp.program_of(run).warmup() is None
+    assert "a cut reads 'scale', whose size may or may not be that of 'x'" in caplog.text
+
+
+@pytest.mark.slow
 def test_code_in_memory_is_captured_in_its_partitions_too(kept: Path) -> None:
     model, reference, handle = compiled(kept, backend="inductor_memory")
     model(*batch(4))

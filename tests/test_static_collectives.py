@@ -35,6 +35,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("error:.*reduce_op:FutureWarning")  # of a trace that looks at what it need not
 def test_each_collective_is_a_cut_between_graphs() -> None:
     model = Sharded().eval()
     reference = copy.deepcopy(model)

@@ -299,6 +299,29 @@ def test_between_the_first_and_the_last_replay_python_does_nothing_but_the_cuts(
     assert between == ["replay", *(["mix_heads", "replay"] * 3)]
 
 
+def test_one_budget_counts_for_every_trace_of_a_model() -> None:
+    model, reference, handle = compiled(
+        Rows(), cudagraph_capture_sizes=[4], cudagraph_num_of_warmups=0, cudagraph_memory_budget=1 << 20
+    )
+    model(rows(4))
+    alone = handle.static_graphs.reports()[0].bytes_used
+    x = rows(4).double()
+    same(model.double()(x), reference.double()(x))
+    assert [one.captured for one in handle.static_graphs.reports()] == [1, 1]
+    assert all(one.bytes_used > alone for one in handle.static_graphs.reports())
+
+
+def test_time_spent_on_one_trace_is_missing_for_the_next() -> None:
+    model, reference, handle = compiled(
+        Rows(), cudagraph_capture_sizes=[4], cudagraph_num_of_warmups=0, cudagraph_time_budget=1e-9
+    )
+    model(rows(4))
+    x = rows(4).double()
+    same(model.double()(x), reference.double()(x))
+    assert handle.counters["sizes_captured"] == 1
+    assert "no budget left" in {row[4] for row in table(handle)}
+
+
 # -- callers that keep their inputs in place
 
 

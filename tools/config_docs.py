@@ -84,7 +84,7 @@ os.environ["TORCH_PIECEWISE_BACKEND"] = "inductor"
 
 
 class Model(torch.nn.Module):
-    def forward(self, input_ids: torch.Tensor, positions=None):
+    def forward(self, input_ids: torch.Tensor, positions=None, slots=None):
         return input_ids
 
 

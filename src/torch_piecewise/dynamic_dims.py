@@ -146,4 +146,10 @@ def _is_tensor(function: Callable[..., Any], name: str) -> bool:
             annotation.replace("Optional[", "")
         )
     options = typing.get_args(annotation) or (annotation,)
-    return any(isinstance(option, type) and issubclass(option, torch.Tensor) for option in options)
+    return any(isinstance(option, type) and _is_tensor_class(option) for option in options)
+
+
+def _is_tensor_class(cls: type) -> bool:
+    # torch.LongTensor and its like stand in many annotations and are no subclasses of Tensor.
+    is_legacy = cls.__module__ in ("torch", "torch.cuda") and cls.__name__.endswith("Tensor")
+    return is_legacy or issubclass(cls, torch.Tensor)

@@ -17,6 +17,7 @@ import torch
 
 from torch_piecewise.call_checks import autocast_state, from_numpy, sharing
 from torch_piecewise.convention import Check, Convention
+from torch_piecewise.input_guards_written import as_long, is_container, is_item, writes_containers
 from torch_piecewise.piece import Dim, InputSpec, TensorSpec
 from torch_piecewise.torch_private.dynamo import InputGuard, RawCapture
 from torch_piecewise.torch_private.shapes import size_sources, symbol_sources
@@ -111,6 +112,7 @@ class _Writer:
         self._owner = f"L[{owner_name!r}]"
         self._frame = frame
         self._specs = dict(zip(raw.sources, specs, strict=True))
+        self._writes = writes_containers(raw.tail)
         self._dynamic = size_sources(raw.shape_env)
         sources = symbol_sources(raw.shape_env, raw.sources, raw.fakes)
         self._readers = {symbol: self._local(source) for symbol, source in sources.items()}
@@ -118,23 +120,30 @@ class _Writer:
     def owner_checks(self, owner_name: str | None) -> list[Check]:
         """Of the model's own attributes: training flags that were read, and what its code itself changes.
 
-        Other attributes are not checked on each call; one that ``forward`` writes (a counter) has another
-        value on the next call by itself.
+        Other attributes are not checked on each call; one that ``forward`` writes (a counter), or a list that
+        it appends to, is another on the next call by itself.
         """
         if owner_name is None:
             return []
         made = []
         for guard in self._raw.guards:
             name = guard.path.rpartition(".")[2]
-            own = guard.path.startswith(self._owner) and name.isidentifier()
-            if not own or (name != "training" and name not in self._raw.written_attributes):
+            if not guard.path.startswith(self._owner):
+                continue
+            expression = guard.path.replace(self._owner, "§owner")
+            shown = guard.path.replace(self._owner, "the model")
+            if self._writes and guard.kind in BY_LENGTH and is_container(guard.path, self._value(guard.path)):
+                made.append(as_long(expression, shown, self._value(guard.path)))
+                continue
+            is_written = self._writes and guard.kind in BY_VALUE and is_item(guard.path)
+            own = name.isidentifier() and (name == "training" or name in self._raw.written_attributes)
+            if not own and not is_written:
                 continue
             value = self._value(guard.path)
             if not isinstance(value, bool | int | float | str | None):
                 continue
-            expression = guard.path.replace(self._owner, "§owner", 1)
             label = self._keep("own", guard.path, value)
-            made.append(_unchanged(expression, label, guard.path.replace(self._owner, "the model", 1), value))
+            made.append(_unchanged(expression, label, shown, value))
         return made
 
     def global_checks(self) -> list[Check]:
@@ -146,7 +155,9 @@ class _Writer:
         made = []
         for guard in self._raw.guards:
             value = self._value(guard.path) if guard.path.startswith("G['") else _ABSENT
-            if guard.kind not in BY_VALUE or not isinstance(value, bool | int | float | str | None):
+            is_written = self._writes and guard.kind in BY_LENGTH and is_container(guard.path, value)
+            plain = guard.kind in BY_VALUE and isinstance(value, bool | int | float | str | None)
+            if not plain and not is_written:
                 continue
             match = _GLOBAL.match(guard.path)
             if match is None or match["name"].partition("_dot_")[0] in ("torch", "__import_torch"):
@@ -154,8 +165,12 @@ class _Writer:
             table, name, rest = "§globals", match["name"], guard.path[match.end() :]
             if name.startswith("__import_"):
                 table, name = "§modules", name.removeprefix("__import_").replace("_dot_", ".")
+            expression, shown = f"{table}[{name!r}]{rest}", f"the global {name}{rest}"
+            if is_written:
+                made.append(as_long(expression, shown, value))
+                continue
             label = self._keep("global", guard.path, value)
-            made.append(_unchanged(f"{table}[{name!r}]{rest}", label, f"the global {name}{rest}", value))
+            made.append(_unchanged(expression, label, shown, value))
         return made
 
     def checks(self) -> list[Check]:

@@ -29,6 +29,7 @@ from torch_piecewise.cudagraphs import (
     OutputPolicy,
     ReplayTable,
     RunnerOptions,
+    Spent,
     StaticGraphBackend,
     StaticGraphRunner,
     resolve_static_graph,
@@ -60,6 +61,7 @@ class StaticCalls:
         self._backends: dict[torch.device | None, StaticGraphBackend] = {}
         self._runners: dict[Program, StaticGraphRunner] = {}
         self._said: set[str] = set()
+        self._spent = Spent()
 
     @property
     def backends(self) -> tuple[StaticGraphBackend, ...]:
@@ -233,6 +235,7 @@ class StaticCalls:
             no_padding=no_padding,
             only_marked=facts.partitioned,
             budget=GraphBudget(config.cudagraph_memory_budget, config.cudagraph_time_budget),
+            spent=self._spent,
         )
 
     def _uniform_when(self, facts: ReplayFacts) -> Callable[[Sequence[Any]], bool] | None:

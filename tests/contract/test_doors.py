@@ -206,6 +206,20 @@ def test_sizes_can_be_made_ready_in_any_form(sizes: Any, no_grad: None) -> None:
     assert report.captured == 1
 
 
+@pytest.mark.parametrize("kind", [Tensor, torch.FloatTensor, torch.FloatTensor | None, nn.Parameter])
+def test_every_class_of_tensors_is_an_annotation_of_one(kind: Any) -> None:
+    def run(x: Any, by: int = 2) -> Any:
+        return torch.relu(x) * by
+
+    run.__annotations__["x"] = kind
+    settings = {**SETTINGS, "compile_ranges_endpoints": [4]}
+    compiled = tp.compile(run, **settings)
+    compiled(torch.randn(3, 4))
+    with tp.program_of(compiled).counters.expect(graphs_captured=0):
+        x = torch.randn(7, 4)
+        assert torch.equal(compiled(x), run(x))
+
+
 def through_bytes(model: nn.Module) -> nn.Module:
     buffer = io.BytesIO()
     torch.save(model, buffer)

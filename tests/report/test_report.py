@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch_piecewise.report.facts import Step
 from torch_piecewise.report.flow import folded
 from torch_piecewise.report.timeline import lookups_of, moments_of, spans_of
 from torch_piecewise.report.use import use_of
+from torch_piecewise.testing import RecordingCompiler
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -54,6 +56,21 @@ def test_each_compiled_range_is_told_with_its_times(handle: Any) -> None:
         assert [one.range for one in kind.built] == ["[1, 1]", "[1, 8]", "[9, inf]"]
         assert all(one.origin == "compiled" and one.compile_seconds is not None for one in kind.built)
         assert [(one.range, one.size) for one in kind.timed] == [("[1, 8]", "3")]
+
+
+class Guarding(RecordingCompiler):
+    """Its code does not hold for a size of 7."""
+
+    def compile(self, piece: Any, range: Any, options: Any) -> Any:
+        return dataclasses.replace(super().compile(piece, range, options), guards=("Ne(size0, 7)",))
+
+
+def test_where_code_does_not_hold_is_told_by_the_arguments_names() -> None:
+    settings = {"splitting_ops": ["tests::attention"], "dynamic_arg_dims": {"ids": 0}, "disable_cache": True}
+    model = tp.compile(Stack(2).eval(), backend=Guarding(), **settings)
+    model(torch.randint(0, 50, (5,)))
+    kinds = tp.program_of(model).report().programs[0].kinds
+    assert {guard for kind in kinds for one in kind.built for guard in one.guards} == {"Ne(ids.size(0), 7)"}
 
 
 def test_calls_are_counted_by_the_range_that_served_them(handle: Any) -> None:

@@ -11,6 +11,7 @@ from torch_piecewise.cudagraphs.breakable import opaque_call as opaque_call
 from torch_piecewise.cudagraphs.breakable import runs_eagerly as runs_eagerly
 from torch_piecewise.cudagraphs.budget import BudgetReport as BudgetReport
 from torch_piecewise.cudagraphs.budget import GraphBudget as GraphBudget
+from torch_piecewise.cudagraphs.budget import Spent as Spent
 from torch_piecewise.cudagraphs.context import ForwardContext as ForwardContext
 from torch_piecewise.cudagraphs.context import capture_phase as capture_phase
 from torch_piecewise.cudagraphs.context import current_forward_context as current_forward_context

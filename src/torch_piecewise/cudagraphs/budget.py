@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -13,7 +14,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class GraphBudget:
-    """Limits for the graphs of one runner.
+    """Limits for the graphs of one runner, or of all that share a :class:`Spent`.
 
     Attributes:
         max_bytes: device memory, measured after each capture; None for no limit. A capture cannot be measured
@@ -38,8 +39,9 @@ class BudgetReport:
     """Where a budget stands.
 
     Attributes:
-        bytes_used: device memory of all graphs, measured after the last capture or eviction.
-        seconds_used: time spent on capturing, given up captures included.
+        bytes_used: device memory of all graphs that share the budget, measured after the last capture or
+            eviction.
+        seconds_used: time spent on capturing them, given up captures included.
         captured: kinds of batches that have graphs now.
         evicted: how many were given up to make room.
         refused: how many captures were not made, or not kept, for want of room.
@@ -54,40 +56,58 @@ class BudgetReport:
     limits: GraphBudget
 
 
+class Spent:
+    """What graphs took in all, over every ledger that shares it. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.bytes = 0
+        self.seconds = 0.0
+
+    def add(self, *, bytes: int = 0, seconds: float = 0.0) -> None:
+        """Note a change, measured around a capture or an eviction."""
+        with self._lock:
+            self.bytes = max(0, self.bytes + bytes)
+            self.seconds += seconds
+
+
 class Ledger(Generic[K]):
     """Who costs what, and who was used last. Not locked: used within a pool's turn.
 
     Graphs of one pool share memory, so what one of them cost may not come back when it goes. The total is
     therefore what was measured, and single costs serve only to tell who is worth evicting.
+
+    Args:
+        limits: of all ledgers that share ``spent``.
+        spent: None for one of its own.
     """
 
-    def __init__(self, limits: GraphBudget) -> None:
+    def __init__(self, limits: GraphBudget, spent: Spent | None = None) -> None:
         self.limits = limits
         self._costs: dict[K, int] = {}
-        self._bytes = 0
-        self._seconds = 0.0
+        self._spent = spent or Spent()
         self._evicted = 0
         self._refused = 0
 
     def has_time(self) -> bool:
         """Whether another capture may begin."""
-        return self.limits.max_seconds is None or self._seconds < self.limits.max_seconds
+        return self.limits.max_seconds is None or self._spent.seconds < self.limits.max_seconds
 
     def has_room(self) -> bool:
         """Whether the measured memory leaves room for another capture."""
-        return self.limits.max_bytes is None or self._bytes < self.limits.max_bytes
+        return self.limits.max_bytes is None or self._spent.bytes < self.limits.max_bytes
 
     def is_over(self) -> bool:
         """Whether the measured memory is above the limit."""
-        return self.limits.max_bytes is not None and self._bytes > self.limits.max_bytes
+        return self.limits.max_bytes is not None and self._spent.bytes > self.limits.max_bytes
 
     def charge(self, change: int) -> None:
         """Note by how many bytes a capture or an eviction changed what graphs take, measured around it."""
-        self._bytes = max(0, self._bytes + change)
+        self._spent.add(bytes=change)
 
     def spend(self, seconds: float) -> None:
         """Note time spent on capturing."""
-        self._seconds += seconds
+        self._spent.add(seconds=seconds)
 
     def enter(self, key: K, cost: int) -> None:
         """``key`` was captured and took ``cost`` bytes; it counts as just used."""
@@ -114,5 +134,10 @@ class Ledger(Generic[K]):
     def report(self) -> BudgetReport:
         """Where things stand."""
         return BudgetReport(
-            self._bytes, self._seconds, len(self._costs), self._evicted, self._refused, self.limits
+            self._spent.bytes,
+            self._spent.seconds,
+            len(self._costs),
+            self._evicted,
+            self._refused,
+            self.limits,
         )

@@ -96,7 +96,7 @@ class CapturedSizes:
         wanted = options.check_addresses
         self._check = backend.checks_addresses if wanted is None else wanted
         self._memory = InputMemory()
-        self._ledger: Ledger[Dispatch] = Ledger(options.budget)
+        self._ledger: Ledger[Dispatch] = Ledger(options.budget, options.spent)
         self._captured: dict[Dispatch, CapturedSize] = {}
         self._stale: set[Dispatch] = set()
         self._given_up: dict[Dispatch, str] = {}

@@ -91,32 +91,36 @@ class PartCapture:
         if _cannot_be_placed(tuple(arriving.values())):
             self.parts.append(None)
             return part(args)
-        tensors = [(at, arg) for at, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
-        lasting = tuple((at, arg.data_ptr()) for at, arg in tensors if at not in arriving)
+        weak = self._backend.weak
         numbers = tuple((at, arg) for at, arg in enumerate(args) if not isinstance(arg, torch.Tensor))
+        lasting = {
+            at: weak(arg)
+            for at, arg in enumerate(args)
+            if isinstance(arg, torch.Tensor) and at not in arriving
+        }
         with self._backend.capture(collect=self._collect) as graph:
             self._graphs.append(graph)
-            places = {at: _place(arg) for at, arg in arriving.items()}
-            outputs = self._run(part, [places.get(at, arg) for at, arg in enumerate(args)])
+            given = [_place(arg) if at in arriving else arg for at, arg in enumerate(args)]
+            places = {at: weak(given[at]) for at in arriving}
+            args.clear()  # what nobody else holds, the part may use again
+            outputs = self._run(part, given)
         self._collect = False
         for at, place in places.items():
             place.copy_(arriving[at])
         graph.replay()
         made = (out for out in (*outputs, *places.values()) if isinstance(out, torch.Tensor))
         self.memory.update(memory_of(tensor) for tensor in made)
-        weak = self._backend.weak
         self.parts.append(
             CapturedPart(
                 part,
                 graph,
-                lasting,
-                tuple((at, weak(place)) for at, place in places.items()),
+                tuple((at, tensor.data_ptr()) for at, tensor in lasting.items()),
+                tuple(places.items()),
                 numbers,
                 tuple(weak(out) if isinstance(out, torch.Tensor) else out for out in outputs),
-                tuple(weak(arg) for at, arg in tensors if at not in arriving),
+                tuple(lasting.values()),
             )
         )
-        args.clear()
         return outputs
 
     def _run(self, part: Part, args: list[Any]) -> tuple[Any, ...]:
@@ -127,7 +131,9 @@ class PartCapture:
         def call(*given: Value) -> tuple[Any, ...]:
             return part(list(given))
 
-        outputs: tuple[Any, ...] = self._backend.record_call(call, tuple(args), {})
+        given = tuple(args)
+        args.clear()
+        outputs: tuple[Any, ...] = self._backend.record_call(call, given, {})
         return outputs
 
     def _arrives(self, arg: Value) -> bool:

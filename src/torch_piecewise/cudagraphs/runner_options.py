@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from torch_piecewise.cudagraphs.budget import GraphBudget
+from torch_piecewise.cudagraphs.budget import GraphBudget, Spent
 from torch_piecewise.cudagraphs.outputs import OutputPolicy
 from torch_piecewise.errors import ConfigError
 
@@ -44,6 +44,7 @@ class RunnerOptions:
         only_marked: the line asks the device for nothing outside of functions that are marked as compiled
             code or as eager; then no graph is begun before it comes to one of the former.
         budget: limits of memory and time.
+        spent: what counts against them, shared by runners with one budget; None for this runner's own.
 
     Raises:
         ConfigError: ``warmups`` is negative.
@@ -58,6 +59,7 @@ class RunnerOptions:
     no_padding: str = ""
     only_marked: bool = False
     budget: GraphBudget = field(default_factory=GraphBudget)
+    spent: Spent | None = None
 
     def __post_init__(self) -> None:
         if self.warmups < 0:

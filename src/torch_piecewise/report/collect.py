@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from torch_piecewise.artifact import guard_name
 from torch_piecewise.config import Config, settings
 from torch_piecewise.cudagraphs import TableRow
 from torch_piecewise.events import Event, PieceCompiled, PieceFailed, PieceLoaded
@@ -150,15 +151,21 @@ def _kinds(program: Program, recording: Recording, code: bool) -> Iterator[Kind]
             inputs=tuple(map(input_text, placeholders, specs)),
             ops=operations_of(piece.graph),
             code=str(piece.graph.code).strip(),
-            built=tuple(_built(program, range, ready[range], events, code) for range in sorted(ready)),
+            built=tuple(
+                _built(program, infos[0], range, ready[range], events, code) for range in sorted(ready)
+            ),
             timed=tuple(recording.timed.get(identity, ())),
         )
 
 
-def _built(program: Program, range: Range, ready: Ready, events: Sequence[Event], code: bool) -> Built:
+def _built(
+    program: Program, info: PieceInfo, range: Range, ready: Ready, events: Sequence[Event], code: bool
+) -> Built:
     about = [event for event in events if getattr(event, "range", None) == range]
     text = "any size" if range == program.any_size else str(range)
     artifact = ready.artifact
+    names = program.sizes.names
+    named = {guard_name(at): reader(names.get(symbol, symbol)) for at, symbol in enumerate(info.symbols)}
     if artifact is None:
         reasons = [event.reason for event in about if isinstance(event, PieceFailed)]
         return Built(text, "eager", f"failed to compile: {reasons[-1] if reasons else 'unknown'}")
@@ -173,7 +180,7 @@ def _built(program: Program, range: Range, ready: Ready, events: Sequence[Event]
         load_seconds=loaded[-1].seconds if loaded else None,
         size=size if artifact.is_storable else None,
         files=tuple(artifact.files),
-        guards=artifact.guards,
+        guards=tuple(readable(guard, named) for guard in artifact.guards),
         code=program.generated_code(artifact)[:CODE_LIMIT] if code else "",
     )
 

@@ -224,7 +224,8 @@ def modules_in(holders: Any) -> list[Module]:
     for holder in holders:
         found = [holder, *getattr(holder, "__dict__", {}).values()]
         for root in found:
-            if isinstance(root, Module):
+            # Its type is asked, not the object: some warn when an attribute of theirs is read.
+            if issubclass(type(root), Module):
                 modules |= {id(module): module for module in root.modules()}
     return list(modules.values())
 
