@@ -16,6 +16,7 @@ from tests.graphs import Stack
 from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.compilers.eager import EagerCompiler
+from torch_piecewise.compilers.inductor_passes import Patches
 from torch_piecewise.dispatch import serving_range
 from torch_piecewise.errors import (
     CaptureError,
@@ -260,14 +261,36 @@ def test_a_compiler_that_failed_as_a_whole_is_not_said_to_have_failed_at_an_op()
 def test_an_op_is_blamed_where_the_error_names_it(said: str, named: str | None) -> None:
     graph = torch.fx.symbolic_trace(lambda x: functional.softplus(x) + 1)
     says_which = f"the failing op is {named}, from an unknown line"
-    unknown = "the compiler does not say which op it failed at; the piece is from unknown lines"
+    unknown = "the compiler does not say which op it failed at"
     assert blamed(RuntimeError(said), graph) == (says_which if named else unknown)
+
+
+def test_a_misspelt_setting_of_inductor_is_told_as_one() -> None:
+    options = CompileOptions({"max_autotun": True, "triton.cudagraphs": False, "max_autotune": True})
+    with pytest.raises(ConfigError) as caught:
+        Patches.of(options)
+    assert str(caught.value) == (
+        "inductor_compile_config names what Inductor has no setting for\n"
+        "  expected: names of torch._inductor.config\n"
+        "  got: max_autotun\n"
+        "  to do: did you mean 'max_autotune' or 'max_autotune_gemm' or 'max_autotune_pointwise'?"
+    )
+
+
+class Misconfigured(Refusing):
+    def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        raise ConfigError("a setting is wrong")
+
+
+def test_a_wrong_setting_is_not_told_as_a_piece_that_failed() -> None:
+    with pytest.raises(ConfigError, match=r"^a setting is wrong$"):
+        cut_waves(Misconfigured)(torch.ones(3))
 
 
 def test_an_op_that_the_piece_does_not_write_itself_is_named_without_a_line() -> None:
     graph = torch.fx.symbolic_trace(lambda x: functional.softplus(x))
     error = RuntimeError("LoweringException: bad\n  target: aten.log1p.default")
-    assert blamed(error, graph) == "the failing op is log1p, from somewhere in unknown lines"
+    assert blamed(error, graph) == "the failing op is log1p"
 
 
 def test_after_a_rejected_piece_nothing_half_built_stays(monkeypatch: pytest.MonkeyPatch) -> None:

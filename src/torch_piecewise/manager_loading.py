@@ -9,7 +9,7 @@ from typing import Any
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers import Compiler
 from torch_piecewise.compilers.pass_records import pass_records
-from torch_piecewise.errors import CompilerError
+from torch_piecewise.errors import CompilerError, ConfigError
 from torch_piecewise.events import Bus, PieceCompiled, PieceFailed, PieceLoaded
 from torch_piecewise.manager_errors import (
     first_line,
@@ -102,8 +102,8 @@ class Loading:
         )
         if self._eager_on_error:
             return Ready(unit.piece.graph.forward, None)
-        if isinstance(error, CompilerError):
-            raise error
+        if isinstance(error, CompilerError | ConfigError):
+            raise error  # no fault of the piece
         raise piece_error(unit, self._compiler.name, error) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.compilers.pass_records import as_meta
-from torch_piecewise.errors import FingerprintError
+from torch_piecewise.errors import ConfigError, FingerprintError, did_you_mean
 from torch_piecewise.passes.manager import PassManager
 from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.torch_private.passes import POST_GRAD_HOOK
@@ -37,7 +37,12 @@ class Patches:
 
     @classmethod
     def of(cls, options: CompileOptions) -> Patches:
-        """What ``options`` ask for."""
+        """What ``options`` ask for.
+
+        Raises:
+            ConfigError: a setting is none of Inductor's.
+        """
+        _refuse_unknown(options.inductor_config)
         if options.passes is None:
             return cls(options.inductor_config)
         manager = _SharedManager.of(options.passes)
@@ -52,6 +57,22 @@ class Patches:
         if self.manager is None:
             return {}
         return as_meta(self.manager.records)
+
+
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    # Imported for its cost: settings are checked where Inductor is about to be loaded anyway.
+    from torch_piecewise.torch_private.inductor_settings import inductor_settings
+
+    known = inductor_settings()
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        hints = [hint for name in unknown if (hint := did_you_mean(name, known))]
+        raise ConfigError(
+            "inductor_compile_config names what Inductor has no setting for",
+            expected="names of torch._inductor.config",
+            got=", ".join(unknown),
+            hint="; ".join(hints) or "leave it out",
+        )
 
 
 def _is_keepable(passes: PassPlan) -> bool:

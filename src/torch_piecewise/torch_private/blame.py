@@ -39,8 +39,8 @@ def blamed(error: BaseException, graph: GraphModule) -> str:
             return f"the failing op is {target_label(found)}, from {user_line(found)}"
     lowered = _LOWERED.search(str(error))
     if lowered is not None:
-        return f"the failing op is {lowered[1]}, from somewhere in {_lines(operations)}"
-    return f"the compiler does not say which op it failed at; the piece is from {_lines(operations)}"
+        return f"the failing op is {lowered[1]}{_lines(', from somewhere in ', operations)}"
+    return f"the compiler does not say which op it failed at{_lines('; the piece is from ', operations)}"
 
 
 def _named(text: str) -> list[str]:
@@ -54,9 +54,9 @@ def _is_called(node: Node, name: str) -> bool:
     return name in (target_label(node), target_label(node).partition(".")[0])
 
 
-def _lines(operations: list[Node]) -> str:
-    """From the user's first line to the last one."""
+def _lines(before: str, operations: list[Node]) -> str:
+    """``before``, and from the user's first line to the last one; empty where none is known."""
     places = [place for place in map(user_line, operations) if place != "an unknown line"]
     if not places:
-        return "unknown lines"
-    return places[0] if places[0] == places[-1] else f"{places[0]} to {places[-1]}"
+        return ""
+    return before + (places[0] if places[0] == places[-1] else f"{places[0]} to {places[-1]}")
