@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from torch_piecewise.config import Config
-from torch_piecewise.config_fields import ConfigFields
+from torch_piecewise.config.fields import ConfigFields
 
 _FIELD = os.environ["IGNORED_FIELD"]
 _DEFAULT = ConfigFields.__dataclass_fields__[_FIELD].default

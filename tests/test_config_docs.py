@@ -11,7 +11,7 @@ import pytest
 
 import torch_piecewise as tp
 from torch_piecewise.config import settings
-from torch_piecewise.config_table import ConfigTable
+from torch_piecewise.config.table import ConfigTable
 
 TOOL = Path(__file__).parents[1] / "tools" / "config_docs.py"
 

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from torch_piecewise.errors import FingerprintError
-from torch_piecewise.fingerprint_symbols import SymbolNames
+from torch_piecewise.fingerprint.symbols import SymbolNames
 from torch_piecewise.piece import IntSpec, Piece, Symbol, TensorSpec
 from torch_piecewise.ranges import UNBOUNDED
 

@@ -336,7 +336,7 @@ def test_a_tensor_is_hashed_in_chunks_whatever_its_shape(monkeypatch: pytest.Mon
         torch.randn(8, 8, 8)[::2, 1:, ::3],
     ]
     whole = [stable_text(tensor) for tensor in tensors]
-    monkeypatch.setattr("torch_piecewise.fingerprint_tensors.CHUNK", 64)
+    monkeypatch.setattr("torch_piecewise.fingerprint.tensors.CHUNK", 64)
     assert [stable_text(tensor) for tensor in tensors] == whole
 
 

@@ -58,7 +58,7 @@ def test_a_name_of_the_door_is_not_taken_for_a_module(package):
 
 def test_parts_of_one_room_import_each_other(package):
     files = {
-        "config": "import torch_piecewise.config_kinds",
+        "config": "import torch_piecewise.config.kinds",
         "config_kinds": "",
         "passes/__init__": "from torch_piecewise.passes.base import P",
         "passes/base": "",

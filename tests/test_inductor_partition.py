@@ -18,7 +18,7 @@ from torch_piecewise.compilers import make_compiler
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.errors import ConfigError, SplitError
 from torch_piecewise.inductor_partition import partition_ops, partition_settings
-from torch_piecewise.manager_options import options_of
+from torch_piecewise.manager.options import options_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -31,8 +31,8 @@ from torch_piecewise.errors import (
     PieceCompileError,
 )
 from torch_piecewise.events import Bus
-from torch_piecewise.manager_index import Index, IndexEntry
-from torch_piecewise.manager_units import EVERY_SIZE
+from torch_piecewise.manager.index import Index, IndexEntry
+from torch_piecewise.manager.units import EVERY_SIZE
 from torch_piecewise.store import Hit, Miss
 from torch_piecewise.tags import ModelTag
 from torch_piecewise.testing import RecordingCompiler, memory_store

@@ -3,7 +3,7 @@
 ``python tools/check_floors.py`` prints what is wrong and exits with 1, or nothing and 0. Rules:
 
 - Every module stands in a room of :data:`FLOORS`. A room is a module or a package, together with the
-  modules that share its name (``config`` with ``config_kinds``): parts of one thing.
+  modules that share its name (``cut_policy`` with ``cut_policy_names``): parts of one thing.
 - A module imports rooms of lower floors. Within a room modules import each other without a circle.
 - Only the room ``torch_private`` names what begins with an underscore inside torch.
 - A room of :data:`LIGHT` imports nothing from elsewhere but what stands there.

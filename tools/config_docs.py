@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from torch_piecewise.config import Config
-from torch_piecewise.config_fields import THEMES
-from torch_piecewise.config_table import FieldDoc
+from torch_piecewise.config.fields import THEMES
+from torch_piecewise.config.table import FieldDoc
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "config.md"
@@ -72,7 +72,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 """Field -> settings of an example. A new field needs one."""
 
 HEAD = """\
-<!-- Written by tools/config_docs.py from src/torch_piecewise/config_fields_*.py; edit those. -->
+<!-- Written by tools/config_docs.py from src/torch_piecewise/config/fields_*.py; edit those. -->
 
 <!-- setup
 import os

@@ -14,7 +14,7 @@ from torch.nn import Module
 from torch_piecewise.compiled import CompiledCall
 from torch_piecewise.compiled_function import Request, compiled_function, handle_of
 from torch_piecewise.config import Config
-from torch_piecewise.config_advice import advice
+from torch_piecewise.config.advice import advice
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.ignoring import Decision, decide, decided, is_ignored
 from torch_piecewise.torch_private import modules

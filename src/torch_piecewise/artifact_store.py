@@ -23,7 +23,7 @@ from torch_piecewise.cache_key import (
     torch_ingredient,
 )
 from torch_piecewise.compilers.base import CompileOptions, Compiler
-from torch_piecewise.config_ingredients import as_text, stable_name
+from torch_piecewise.config.ingredients import as_text, stable_name
 from torch_piecewise.ranges import Range
 from torch_piecewise.store import BlobRef, Draft, Entry, Found, Hit, Miss, OpenStore
 from torch_piecewise.store.base import Json

@@ -26,7 +26,7 @@ from torch_piecewise.flat_call import dispatch_symbol, flat_entry, tell_what_tor
 from torch_piecewise.inductor_partition import captures_partitions
 from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.lost_gradients import refuse_lost_gradients
-from torch_piecewise.manager_pieces import identity
+from torch_piecewise.manager.pieces import identity
 from torch_piecewise.managers import Managers, store_for
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.program import PieceInfo, Pieces, Program, Sizes

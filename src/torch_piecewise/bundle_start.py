@@ -11,8 +11,8 @@ from torch.nn import Module
 
 from torch_piecewise.errors import BundleError, ConfigError
 from torch_piecewise.runtime import start
-from torch_piecewise.runtime_file import Verify, read_bundle
-from torch_piecewise.runtime_weights import holder_of, read_safetensors
+from torch_piecewise.runtime.file import Verify, read_bundle
+from torch_piecewise.runtime.weights import holder_of, read_safetensors
 from torch_piecewise.splitting_ops import splitting_op_named
 from torch_piecewise.torch_private.modules import set_compiled_call
 

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from torch_piecewise.baking_cli import bake
+from torch_piecewise.baking.cli import bake
 from torch_piecewise.cache_cli import cache
 from torch_piecewise.errors import PiecewiseError
 from torch_piecewise.seeing_cli import doctor, explain, report

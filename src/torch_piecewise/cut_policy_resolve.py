@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from torch_piecewise.config_kinds import Items
-from torch_piecewise.config_own_kinds import SplittingOp as Entry
+from torch_piecewise.config.kinds import Items
+from torch_piecewise.config.own_kinds import SplittingOp as Entry
 from torch_piecewise.errors import ConfigError, SplitError
 from torch_piecewise.torch_private.ops import is_dispatcher_op, op_name, op_overloads
 

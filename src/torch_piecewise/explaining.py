@@ -14,7 +14,7 @@ from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.errors import CaptureError, GraphBreakError
 from torch_piecewise.events import Bus, GraphCaptured
-from torch_piecewise.events_recorder import Recorder
+from torch_piecewise.events.recorder import Recorder
 from torch_piecewise.managers import Managers
 from torch_piecewise.program import Program
 from torch_piecewise.ranges import Range

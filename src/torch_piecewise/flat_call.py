@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.config import Config
-from torch_piecewise.config_advice import advice
+from torch_piecewise.config.advice import advice
 from torch_piecewise.program import Program
 from torch_piecewise.torch_private.modules import dispatch_modes_active
 from torch_piecewise.torch_private.shapes import dim_text

@@ -8,8 +8,8 @@ from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.events import Bus
 from torch_piecewise.manager import CompilerManager
-from torch_piecewise.manager_options import options_of
-from torch_piecewise.manager_store import store_for as store_for
+from torch_piecewise.manager.options import options_of
+from torch_piecewise.manager.store import store_for as store_for
 from torch_piecewise.store import OpenStore
 from torch_piecewise.supply import Tiers
 

@@ -14,7 +14,7 @@ from torch_piecewise.config import Config
 from torch_piecewise.cudagraphs import TableRow
 from torch_piecewise.entry import Entry
 from torch_piecewise.events import Bus, PieceKeptEager
-from torch_piecewise.events_recorder import Recorder
+from torch_piecewise.events.recorder import Recorder
 from torch_piecewise.program import SizeKey
 
 # Reports and trials are imported where they are used: they load symbolic shapes, which a start from the store

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import GraphModule
 
-from torch_piecewise.manager_units import Unit
+from torch_piecewise.manager.units import Unit
 from torch_piecewise.piece import EagerPiece, Piece
 from torch_piecewise.ranges import UNBOUNDED, Range
 

@@ -13,9 +13,9 @@ from torch import nn
 
 import torch_piecewise as tp
 from tests.bundles import served
-from torch_piecewise.baking_cli import bake as bake_command
+from torch_piecewise.baking.cli import bake as bake_command
 from torch_piecewise.errors import BundleError, BundleFileError, ConfigError, StoreError
-from torch_piecewise.runtime_file import write_bundle
+from torch_piecewise.runtime.file import write_bundle
 
 SETTINGS: dict[str, Any] = {"backend": "eager", "disable_cache": True, **served.PLAIN_SETTINGS}
 
@@ -153,7 +153,7 @@ def test_a_failed_write_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: 
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("torch_piecewise.runtime_file.os.fsync", full)
+    monkeypatch.setattr("torch_piecewise.runtime.file.os.fsync", full)
     text = told(
         BundleFileError, lambda: write_bundle(tmp_path / "b", {}, {"m": b"x"}, lambda _document: None)
     )

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import torch_piecewise as tp
 from tests.bundles import served
 from tests.models.checks import assert_same
-from torch_piecewise.baking_cli import bake
+from torch_piecewise.baking.cli import bake
 from torch_piecewise.errors import ConfigError, UntrustedError
 from torch_piecewise.store.signing import new_key_file
 

@@ -16,7 +16,7 @@ from tests.bundles import served
 from tests.bundles.conftest import Rewrite
 from tests.models.checks import assert_same
 from torch_piecewise.errors import BundleError, UntrustedError
-from torch_piecewise.runtime_host import check_host, this_host
+from torch_piecewise.runtime.host import check_host, this_host
 from torch_piecewise.store.signing import new_key_file
 
 

@@ -11,9 +11,9 @@ from torch import nn
 import torch_piecewise as tp
 from tests.start import results
 from tests.start.test_results import parts
-from torch_piecewise.baking_result import result_document
-from torch_piecewise.runtime_names import Named
-from torch_piecewise.runtime_result import result_function
+from torch_piecewise.baking.result import result_document
+from torch_piecewise.runtime.names import Named
+from torch_piecewise.runtime.result import result_function
 
 
 def nothing(_value: Any) -> None:

@@ -15,7 +15,7 @@ import torch_piecewise as tp
 from tests.bundles import served
 from tests.models.checks import assert_same
 from torch_piecewise.errors import BundleError
-from torch_piecewise.runtime_weights import read_safetensors
+from torch_piecewise.runtime.weights import read_safetensors
 
 
 def saved(model: nn.Module, path: Path) -> Path:

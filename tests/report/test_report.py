@@ -15,7 +15,7 @@ from tests.graphs import Stack
 from torch_piecewise.cudagraphs.graph_events import CaptureRefused, SizeCaptured
 from torch_piecewise.errors import ConfigError
 from torch_piecewise.events import PhaseEnded, PieceCompiled, StoreLookup
-from torch_piecewise.events_recorder import Recorded, Recorder
+from torch_piecewise.events.recorder import Recorded, Recorder
 from torch_piecewise.program import Sizes
 from torch_piecewise.ranges import Range
 from torch_piecewise.report import as_json, from_json, show

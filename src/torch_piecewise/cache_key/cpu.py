@@ -16,7 +16,7 @@ import torch
 
 from torch_piecewise.cache_key.base import Ingredient
 from torch_piecewise.cache_key.explain import Absent, Difference
-from torch_piecewise.runtime_host import CPUINFO, capability_includes, cpu_flags
+from torch_piecewise.runtime.host import CPUINFO, capability_includes, cpu_flags
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch_piecewise.compilers.base import CompileOptions, described
 from torch_piecewise.errors import CompilerError
 from torch_piecewise.piece import Piece, TensorSpec
 from torch_piecewise.ranges import Range
-from torch_piecewise.runtime_piece import start_piece
+from torch_piecewise.runtime.piece import start_piece
 
 # What compiles is imported where it is used: loading a kept artifact needs neither Inductor nor Dynamo.
 

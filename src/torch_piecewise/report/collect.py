@@ -15,7 +15,7 @@ from torch_piecewise.artifact import guard_name
 from torch_piecewise.config import Config, settings
 from torch_piecewise.cudagraphs import TableRow
 from torch_piecewise.events import Event, PieceCompiled, PieceFailed, PieceLoaded
-from torch_piecewise.events_recorder import Recorded
+from torch_piecewise.events.recorder import Recorded
 from torch_piecewise.manager import Ready
 from torch_piecewise.piece import EagerPiece
 from torch_piecewise.program import PieceInfo, Program

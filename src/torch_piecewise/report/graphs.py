@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from torch_piecewise.cudagraphs import SizeCaptured, TableRow
-from torch_piecewise.events_recorder import Recorded
+from torch_piecewise.events.recorder import Recorded
 from torch_piecewise.report.facts import GraphUse
 
 _Key = tuple[str, int]

@@ -16,7 +16,7 @@ from torch_piecewise.events import (
     Recompiled,
     StoreLookup,
 )
-from torch_piecewise.events_recorder import Recorded
+from torch_piecewise.events.recorder import Recorded
 from torch_piecewise.report.facts import Lookups, Moment, Span
 
 

@@ -1,0 +1,112 @@
+"""Where a manager looks before it compiles: a root's artifacts, its index, and why something was missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch_piecewise.artifact import Artifact
+from torch_piecewise.artifact_store import ArtifactStore
+from torch_piecewise.events import Bus, StoreLookup
+from torch_piecewise.manager.index import Index, IndexEntry, read_index, write_index
+from torch_piecewise.manager.units import Unit
+from torch_piecewise.store import Cause, Found, Hit, Miss
+
+MOST = 256
+"""Misses that are remembered."""
+
+
+class Shelf:
+    """The artifacts that one manager finds and keeps; closed until :meth:`open`.
+
+    Args:
+        bus: gets a :class:`~torch_piecewise.events.StoreLookup` for each look.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._kept: ArtifactStore | None = None
+        self._closed = "nothing is kept before initialize_cache"
+        self._misses: dict[str, None] = {}
+        self.index = Index()
+
+    @property
+    def misses(self) -> tuple[str, ...]:
+        """Why looks found nothing, each once, oldest first."""
+        return tuple(self._misses)
+
+    def open(self, kept: ArtifactStore | None) -> None:
+        """From now on look in ``kept``; None: these settings have no stable identity."""
+        self._kept, self.index = kept, Index()
+        self._closed = "nothing is kept under these settings: one of them has no stable identity"
+
+    def close(self) -> None:
+        """From now on nothing is looked up or kept."""
+        self._kept, self.index = None, Index()
+        self._closed = "nothing is looked up: disable_cache"
+
+    def read_index(self) -> None:
+        """Read what the root lists."""
+        if self._kept is None:
+            return
+        found = read_index(self._kept)
+        self.index = found.value if isinstance(found, Hit) else Index()
+        self._tell("the index", found)
+
+    def write_index(self, entries: Iterable[IndexEntry]) -> int:
+        """Add ``entries`` to what the root lists; how many it lists then."""
+        if self._kept is None:
+            return 0
+        self.index = write_index(self._kept, entries)
+        return len(self.index.entries)
+
+    def find(self, unit: Unit, *, again: bool = False) -> Artifact | None:
+        """The kept artifact, verified; where there is none, :attr:`misses` says why.
+
+        Args:
+            again: nothing is said of a miss, because it was said a moment ago.
+        """
+        found = self._look(unit)
+        if isinstance(found, Hit):
+            return found.value
+        if not again:
+            self._tell(unit.label, found)
+        return None
+
+    def _look(self, unit: Unit) -> Found[Artifact]:
+        if self._kept is None:
+            return Miss(self._closed, Cause.UNAVAILABLE)
+        if unit.is_unnamed:
+            return Miss("it has no stable identity, so it is never kept", Cause.UNAVAILABLE)
+        found = self._kept.find(unit.fingerprint, unit.range)
+        if isinstance(found, Miss) and found.cause is Cause.ABSENT and self.index.entries:
+            return Miss(self.index.why_not(*unit.key), found.cause)
+        return found
+
+    def served(self, unit: Unit) -> None:
+        """What :meth:`find` found became a function."""
+        self._tell(unit.label, Hit(None))
+
+    def refused(self, unit: Unit, error: Exception) -> None:
+        """What :meth:`find` found could not be loaded."""
+        self._tell(unit.label, Miss(f"it does not load here: {error!r}"))
+
+    def keep(self, unit: Unit, artifact: Artifact) -> None:
+        """Keep what was made for ``unit``, where anything is kept."""
+        if self._kept is not None and not unit.is_unnamed:
+            self._kept.keep(unit.fingerprint, artifact)
+
+    def turns(self, units: Iterable[Unit]) -> AbstractContextManager[None]:
+        """Be the only one on the root that compiles ``units``."""
+        return nullcontext() if self._kept is None else self._kept.flights([unit.key for unit in units])
+
+    def _tell(self, what: str, found: Found[Any]) -> None:
+        reason = found.reason if isinstance(found, Miss) else ""
+        if reason:
+            self._misses.setdefault(f"{what}: {reason}")
+            if len(self._misses) > MOST:
+                del self._misses[next(iter(self._misses))]
+        # Where nothing is ever looked up there is nothing to count.
+        if self._kept is not None:
+            self._bus.emit(StoreLookup(what=what, hit=not reason, reason=reason))
