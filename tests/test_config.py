@@ -237,7 +237,7 @@ def test_the_settings_themselves_do_not_import_torch():
         "sys.modules['torch_piecewise'] = door;"
         "import torch_piecewise.config as config; config.Config(); sys.exit('torch' in sys.modules)"
     )
-    folder = str(Path(inspect.getfile(Config)).parent)
+    folder = str(Path(inspect.getfile(Config)).parents[1])
     assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == 0
 
 
