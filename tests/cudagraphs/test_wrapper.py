@@ -20,7 +20,7 @@ from torch_piecewise.cudagraphs import (
     forward_context,
     runs_eagerly,
 )
-from torch_piecewise.errors import ConfigError, StaticGraphError
+from torch_piecewise.errors import ArgumentError, ConfigError, StaticGraphError
 from torch_piecewise.testing import GraphRecorder
 
 NONE, PIECEWISE, FULL = CUDAGraphMode.NONE, CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL
@@ -46,6 +46,36 @@ def recorder():
 
 def wrap(runnable, recorder, mode=FULL, **options):
     return CUDAGraphWrapper(runnable, mode, CUDAGraphOptions(**options), recorder)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"runnable": 3}, r"cannot be called\n  expected: a function or model\n  got: 3 \(int\)"),
+        (
+            {"options": {"log_captures": False}},
+            r"got: \{.*\} \(dict\)\n  to do: write CUDAGraph",
+        ),
+        ({"pool": 3}, r"got: 3 \(int\)\n  to do: it lacks capture, weak, memory_in_use, turn"),
+        ({"pool": GraphRecorder}, r"to do: write GraphRecorder\(\)"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(given, message):
+    arguments = {"runnable": torch.sin, "runtime_mode": FULL, "options": None, "pool": None, **given}
+    with pytest.raises(ArgumentError, match=message):
+        CUDAGraphWrapper(**arguments)
+
+
+def test_the_environments_class_of_static_graphs_is_the_pool_where_none_is_given(monkeypatch):
+    monkeypatch.setenv("TORCH_PIECEWISE_STATIC_GRAPH_CLASS", "torch_piecewise.testing.GraphRecorder")
+    wrapper, x = CUDAGraphWrapper(Counted(), FULL), torch.randn(3)
+    with forward_context(FULL, BatchDescriptor(num_tokens=3)):
+        assert torch.equal(wrapper(x), x * 2)
+        assert torch.equal(wrapper(x), x * 2)
+    assert wrapper.calls == 1
+    monkeypatch.setenv("TORCH_PIECEWISE_STATIC_GRAPH_CLASS", "nowhere.Graph")
+    with pytest.raises(ConfigError, match=r"nowhere\.Graph"):
+        CUDAGraphWrapper(Counted(), FULL)
 
 
 def test_without_a_context_it_calls_through(recorder):
