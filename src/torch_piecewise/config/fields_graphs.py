@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch_piecewise.config.fields_setting import setting
-from torch_piecewise.config.kinds import Bool, Choice, Dotted, Int, Items, OrNone, Seconds, Table, in_order
-from torch_piecewise.config.own_kinds import Function, GraphMode, pad_value
+from torch_piecewise.config.kinds import Bool, Choice, Int, Items, OrNone, Seconds, Table, in_order
+from torch_piecewise.config.own_kinds import Function, GraphMode, StaticGraphChoice, pad_value
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.frozen_map import FrozenMap
 
@@ -170,12 +170,12 @@ class GraphFields:
             keyed=False,
         ),
     )
-    static_graph_class: str | None = field(
+    static_graph_class: str | type[Any] | None = field(
         default=None,
         metadata=setting(
-            OrNone(Dotted()),
-            "Dotted name of the class that captures and replays on this device. None: CUDA graphs on a GPU; "
-            "elsewhere a warning, and calls run without static graphs.",
+            OrNone(StaticGraphChoice()),
+            "The class that captures and replays on this device, or its dotted name. None: CUDA graphs on a "
+            "GPU; elsewhere a warning, and calls run without static graphs.",
             "cudagraphs",
             keyed=False,
         ),
