@@ -64,10 +64,6 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "cudagraphs",
         "store",
         "padding",
-        "padding_rules",
-        "padding_indexing",
-        "padding_attention",
-        "padding_steps",
     ),
     "2a": (
         "example_call",
