@@ -135,7 +135,8 @@ def test_a_pass_that_breaks_the_graph_is_named_with_the_passes_before_it():
     assert str(caught.value) == (
         "submod_0 failed to compile for sizes [1, inf] with 'inductor': The pass breaks left a broken graph "
         "(range [1, inf]; passes before it: noop_elimination (NoopElimination), swap (Swap))\n"
-        "  expected: a rewrite in place: values defined before use, the same inputs, as many outputs\n"
+        "  expected: a rewrite in place: values defined before use, operators with their arguments, "
+        "the same inputs, as many outputs\n"
         "  got: its outputs had the structure (*) and have ()\n"
         "  to do: mend the pass; the graph is again what it was before it, "
         "and debug_dump_path shows both as text"
