@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 import torch_piecewise as tp
-from torch_piecewise.errors import ConfigError, DynamicDimError
+from torch_piecewise.errors import ConfigError, DynamicDimError, MissError
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -217,13 +218,19 @@ def test_settings_that_torch_compile_decides_are_told(caplog: pytest.LogCaptureF
     )
 
 
-def test_a_miss_cannot_be_refused_under_torch_compile_which_keeps_no_programs(
-    caplog: pytest.LogCaptureFixture,
+def test_under_torch_compile_a_missing_piece_can_be_an_error_and_no_call_is_eager(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    options = {"backend": "eager", "on_miss": "error"}
+    options = {"backend": "torch_piecewise.testing.RecordingCompiler", "cache_dir": str(tmp_path)}
+    x = torch.randn(3, 4)
+    with pytest.raises(MissError, match="the store lacks 1 of the compiled pieces"):
+        torch.compile(doubled, backend="piecewise", options={**options, "on_miss": "error"})(x)
     with caplog.at_level(logging.WARNING, "torch_piecewise"):
-        torch.compile(doubled, backend="piecewise", options=options)(torch.randn(3, 4))
+        torch.compile(doubled, backend="piecewise", options={**options, "on_miss": "eager"})(x)
     assert "on_miss means nothing under torch.compile(backend='piecewise')" in caplog.text
+    torch._dynamo.reset()
+    again = torch.compile(doubled, backend="piecewise", options={**options, "on_miss": "error"})
+    assert torch.equal(again(x), doubled(x))
 
 
 def test_settings_of_the_environment_are_not_told_to_torch_compile(

@@ -242,3 +242,30 @@ def test_an_observer_that_fails_is_logged_and_the_others_are_called(caplog):
     bus.emit(GraphCaptured(nodes=3))
     assert len(seen) == 1
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_observer_that_fails_again_and_again_has_one_traceback(caplog):
+    caplog.set_level("DEBUG", "torch_piecewise")
+    bus = Bus(lambda event: 1 // 0)
+    for nodes in range(3):
+        bus.emit(GraphCaptured(nodes=nodes))
+    assert [record.levelname for record in caplog.records] == ["ERROR", "DEBUG", "DEBUG"]
+
+
+def test_an_observer_that_cannot_be_called_is_refused():
+    with pytest.raises(ArgumentError) as caught:
+        Bus().add(3)
+    assert str(caught.value) == (
+        "An observer of events cannot be called\n"
+        "  expected: a function of one event\n"
+        "  got: 3 (int)\n"
+        "  to do: bus.add(print) shows what comes"
+    )
+
+
+def test_an_amount_that_is_no_number_is_refused_before_the_block_runs():
+    with (
+        pytest.raises(ArgumentError, match=r"(?s)expect\(graphs_captured=\.\.\.\).*got: '1' \(str\)"),
+        Counters().expect(graphs_captured="1"),
+    ):
+        raise AssertionError("the block ran")

@@ -46,6 +46,24 @@ def rows(n: int = 3) -> Tensor:
     return torch.randn(n, 4)
 
 
+# -- messages
+
+
+def test_messages_tell_what_tensors_are_and_not_what_they_hold() -> None:
+    def add(x: Tensor, opt: Any = None) -> Tensor:
+        return x + (1 if opt is None else 2)
+
+    call = tp.compile(add, backend="eager", on_guard_failure="error", dynamic_arg_dims={"x": 0})
+    call(rows())
+    other = torch.randn(2, 3)
+    for given, shown in ((other, "{}"), ([other, 1], "[{}, 1]"), ({"k": (other,)}, "{{'k': ({},)}}")):
+        with pytest.raises(GuardError) as caught:
+            call(rows(), given)
+        told = shown.format("a tensor of torch.float32, shape (2, 3), cpu")
+        assert caught.value.got is not None and told in caught.value.got
+        assert "tensor(" not in str(caught.value)
+
+
 # -- full
 
 

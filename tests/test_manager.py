@@ -200,6 +200,22 @@ def test_whether_a_compiled_piece_serves_a_call_can_be_asked(tmp_path: Path) -> 
     assert artifact is not None and (artifact.piece, artifact.range) == ("graph", SMALL)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "got"),
+    [
+        (lambda x: (5, x, x), "3 inputs"),
+        (lambda x: (x, 5), r"input 0 is tensor.*\(Tensor\)"),
+        (lambda x: ("5", x), r"input 0 is '5' \(str\)"),
+        (lambda x: (5, x[0]), "input 1 has 1 dims"),
+    ],
+)
+def test_other_inputs_than_the_piece_takes_are_told(inputs: Callable[[Tensor], Any], got: str) -> None:
+    made = manager()
+    made.compile(piece(), SMALL)
+    with pytest.raises(ArgumentError, match=f"(?s)These are not inputs of graph.*got: {got}"):
+        made.serves(piece(), SMALL, inputs(torch.randn(5, 4)))
+
+
 # The index
 
 
@@ -218,6 +234,30 @@ def test_the_index_lists_what_all_managers_kept(tmp_path: Path) -> None:
     ]
     assert len({entry.fingerprint for entry in third.index}) == 1
     assert third.counters.as_dict() == {"store_hits": 1}
+
+
+def test_what_was_ready_before_a_root_was_opened_is_kept_in_it(tmp_path: Path) -> None:
+    first = manager()
+    first.compile(piece(), SMALL)
+    first.initialize_cache(tmp_path / "one")
+    first.compile(piece(), SMALL)
+    assert first.save_to_file() == 1
+    for root in ("two", "one"):  # artifacts move on, also those whose files lie in the root before
+        second = manager(tmp_path / "one")
+        assert second.load(piece(), SMALL) is not None
+        second.initialize_cache(tmp_path / root)
+        third = manager(tmp_path / root)
+        assert third.load(piece(), SMALL) is not None
+
+
+@pytest.mark.parametrize("compiler", ["eager", None])
+def test_the_index_lists_nothing_that_is_not_kept(tmp_path: Path, compiler: Any) -> None:
+    made = manager(tmp_path, compiler)
+    made.compile(piece(lambda x: torch.sin(x)), SMALL) if compiler else None
+    assert made.save_to_file() == 0
+    made.compile(piece(), SMALL)
+    made.initialize_cache(tmp_path, disable_cache=True)
+    assert made.save_to_file() == 0
 
 
 def test_a_miss_says_what_there_is_instead(tmp_path: Path) -> None:
@@ -517,6 +557,90 @@ def test_a_compiler_that_breaks_its_protocol_is_told_how(compiler: Bare, message
     with pytest.raises(CompilerError) as caught:
         manager(compiler=compiler).compile(piece())
     assert str(caught.value) == message
+
+
+class LosesOutputs(Bare):
+    def load(self, artifact: Any) -> Any:
+        return lambda *inputs: ()
+
+
+def test_a_compiled_piece_that_returns_too_few_outputs_is_named() -> None:
+    settings: Any = {"dynamic_arg_dims": {}, "splitting_ops": [], "disable_cache": True}
+    call = tp.compile(lambda x: x * 2, backend=LosesOutputs(), **settings)
+    with pytest.raises(CompilerError) as caught:
+        call(torch.randn(1, 4))
+    assert str(caught.value) == (
+        "What compiler 'bare' made of submod_0 returned 0 outputs\n"
+        "  expected: 1, as many as the piece's graph returns, in its order\n"
+        "  got: 0\n"
+        "  to do: the function that Compiler.load(artifact) returns has to return every output of the piece"
+    )
+
+
+class NumbersItself(Bare):
+    def fingerprint(self) -> Any:
+        return 3
+
+
+@pytest.mark.parametrize("verb", ["compute_hash", "initialize_cache"])
+def test_a_fingerprint_that_is_no_text_names_the_compiler(tmp_path: Path, verb: str) -> None:
+    made = manager(compiler=NumbersItself())
+    with pytest.raises(CompilerError) as caught:
+        getattr(made, verb)(*([tmp_path] if verb == "initialize_cache" else []))
+    assert str(caught.value) == (
+        "Compiler 'bare' has a fingerprint that is no text\n"
+        "  expected: fingerprint() returns a str that changes whenever the same piece could compile to "
+        "other code\n"
+        "  got: 3 (int)\n"
+        "  to do: return a text with the versions and flags that the code depends on, such as 'mine 1.2'"
+    )
+    call = tp.compile(torch.nn.Linear(4, 4), backend=NumbersItself(), cache_dir=str(tmp_path))
+    with pytest.raises(CompilerError, match="has a fingerprint that is no text"):
+        call(torch.randn(1, 4))
+
+
+class ReturnsText(Bare):
+    def __init__(self, **fields: Any) -> None:
+        self.fields = {"payload": b"", **fields}
+
+    def compile(self, piece: Any, range: Any, options: Any) -> Any:
+        return Artifact(self.name, piece.name, range, **self.fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"payload": "text"}, "payload of type bytes"),
+        ({"files": {"a.so": "text"}}, "files['a.so'] of type bytes or pathlib.Path"),
+    ],
+)
+def test_an_artifact_of_other_things_than_bytes_names_the_compiler(fields: Any, expected: str) -> None:
+    with pytest.raises(CompilerError) as caught:
+        manager(compiler=ReturnsText(**fields)).compile(piece())
+    assert str(caught.value) == (
+        "Compiler 'bare' returned an artifact for graph that cannot be kept\n"
+        f"  expected: {expected}\n"
+        "  got: str\n"
+        "  to do: encode it in Compiler.compile, or return a LiveArtifact(..., runnable=function), which is "
+        "not kept"
+    )
+
+
+class WantsAnArgument(Bare):
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+
+def test_a_compiler_class_that_wants_an_argument_is_told_so() -> None:
+    for given in (WantsAnArgument, f"{__name__}.WantsAnArgument"):
+        with pytest.raises(ConfigError) as caught:
+            tp.make_compiler(given)
+        assert str(caught.value) == (
+            "The compiler class WantsAnArgument cannot be made without arguments\n"
+            "  expected: a class whose __init__ needs none, or an instance of it\n"
+            "  got: TypeError: WantsAnArgument.__init__() missing 1 required positional argument: 'level'\n"
+            "  to do: give its arguments default values, or give backend=WantsAnArgument(...)"
+        )
 
 
 def test_a_handle_of_another_compiler_is_refused() -> None:

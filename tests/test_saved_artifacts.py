@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import torch_piecewise as tp
 from tests.graphs import traced
 from torch_piecewise.artifact import Artifact
-from torch_piecewise.errors import BundleError, CompilerError, UntrustedError
+from torch_piecewise.errors import ArgumentError, BundleError, CompilerError, UntrustedError
 from torch_piecewise.saved_artifacts import load_artifact, save_artifact
 from torch_piecewise.testing import RecordingCompiler
 
@@ -193,6 +194,34 @@ def test_a_live_artifact_cannot_be_written(tmp_path: Path) -> None:
         "  got: a LiveArtifact, which lives with the process\n"
         "  to do: a piece that records gradients is compiled in memory: compile it under torch.no_grad(), "
         "with a compiler that keeps its artifacts (backend='inductor')"
+    )
+
+
+def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
+    for given in (None, "piece"):
+        with pytest.raises(ArgumentError) as caught:
+            save_artifact(given, tmp_path / "piece")  # type: ignore[arg-type]
+        assert str(caught.value) == (
+            "save_artifact was given something that is no artifact\n"
+            "  expected: a torch_piecewise.artifact.Artifact\n"
+            f"  got: {given!r} ({type(given).__name__})\n"
+            "  to do: manager.artifact(piece, range) gives it; None there means that nothing is "
+            "compiled or kept"
+        )
+
+
+def test_an_edit_that_is_no_python_names_file_and_line(tmp_path: Path) -> None:
+    payload = pickle.dumps({"whole": None, "source": "x = 1\n", "unpacked": True})
+    folder = tmp_path / "piece"
+    save_artifact(Artifact("inductor", "submod_0", tp.Range(1, 8), payload), folder, "unpacked")
+    (folder / "wrapper.py").write_text("x = 1\ny = = 2\n")
+    with pytest.raises(BundleError) as caught:
+        load_artifact(folder, "unpacked")
+    assert str(caught.value) == (
+        f"{folder / 'wrapper.py'}, line 2, is no Python\n"
+        "  expected: an edit that leaves code which Python can read\n"
+        "  got: 'y = = 2': invalid syntax\n"
+        "  to do: mend that line, or save the artifact anew"
     )
 
 

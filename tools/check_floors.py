@@ -63,6 +63,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "compilers",
         "cudagraphs",
         "store",
+        "pad_values",
         "padding",
     ),
     "2a": (

@@ -22,6 +22,7 @@ from torch_piecewise.cache_key import (
     python_ingredient,
     torch_ingredient,
 )
+from torch_piecewise.compilers import fingerprint_of
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.config.ingredients import as_text, stable_name
 from torch_piecewise.ranges import Range
@@ -46,7 +47,7 @@ def artifact_ingredients(compiler: Compiler, options: CompileOptions) -> tuple[I
         python_ingredient(),
         architecture_ingredient(host_cpu()),
         device_ingredient(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        compiler_ingredient(compiler.name, compiler.fingerprint()),
+        compiler_ingredient(compiler.name, fingerprint_of(compiler)),
         Ingredient("inductor_compile_config", settings),
         *((Ingredient("partitions", "functions of their own"),) if options.partitions else ()),
         passes_ingredient(options.passes.named() if options.passes is not None else ()),

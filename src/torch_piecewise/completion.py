@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Self
 
 from torch_piecewise.errors import ConfigError
+
+logger = logging.getLogger("torch_piecewise")
 
 
 class Watch:
@@ -39,8 +42,8 @@ def set_on_compilation_complete(callback: Callable[[], Any]) -> Iterator[None]:
     that is called there for the first time, whether it is compiled or comes from the store (then all its
     ranges are loaded first), and one that has to be traced again. A model that was ready before is not
     announced, and one that runs eagerly never is. It runs on the thread whose call made the program ready,
-    after that call and outside of all locks, so it may call the model itself. What it raises is raised by
-    that call; the program stays ready.
+    after that call and outside of all locks, so it may call the model itself. What it raises is
+    logged as a warning with its traceback; the call goes on, and so do the other callbacks.
 
     May be nested: every callback is called, the innermost first. Each thread and each task has its own, as
     with any ``ContextVar``; a model handed to ``tp.compile`` inside the block is watched on every thread.
@@ -93,6 +96,9 @@ class Announcement:
     def __exit__(self, *_exception: object) -> None:
         if not self.due:
             return
-        with contextlib.ExitStack() as stack:  # each is called, whatever another raises
-            for watch in self._watches:
-                stack.callback(watch.callback)
+        for watch in reversed(self._watches):
+            try:
+                watch.callback()
+            except Exception:
+                # A monitor that fails is no reason to fail a user's call.
+                logger.warning("a callback of set_on_compilation_complete failed", exc_info=True)

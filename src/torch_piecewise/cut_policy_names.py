@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from torch_piecewise.cut_policy_resolve import ATTENTION_KERNELS
 from torch_piecewise.torch_private.nodes import example_value
 from torch_piecewise.torch_private.ops import (
     is_higher_order,
@@ -53,14 +54,6 @@ _NOT_WHAT_IT_IS_CALLED = frozenset(("torch.nn.functional.unfold", "torch.nn.func
 """Functions that share their name with another ATen operation."""
 
 _ATTENTION = "torch.nn.functional.scaled_dot_product_attention"
-_ATTENTION_KERNELS = (
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_fused_attention_overrideable",
-    "aten::_scaled_dot_product_attention_math",
-)
 
 
 def target_names(node: Node) -> frozenset[str]:
@@ -104,7 +97,7 @@ def names_of_function(function: Any, dotted: str) -> frozenset[str]:
     names = {dotted, *_names_of(function)}
     names.update(aten for name in tuple(names) if (aten := aten_name(name)))
     if "aten::scaled_dot_product_attention" in names:
-        names |= {_ATTENTION, *_ATTENTION_KERNELS}
+        names |= {_ATTENTION, *ATTENTION_KERNELS}
     own_name = getattr(function, "__name__", "")
     is_torchs = str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
     if is_torchs and hasattr(torch.ops.higher_order, own_name):

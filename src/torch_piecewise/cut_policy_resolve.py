@@ -20,16 +20,21 @@ _FORMS = (
 )
 
 
-DEFAULT_SPLITTING_OPS: tuple[str, ...] = (
-    "torch.nn.functional.scaled_dot_product_attention",
-    "torch.nn.functional.multi_head_attention_forward",
-    "aten::scaled_dot_product_attention",
+ATTENTION_KERNELS = (
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_fused_attention_overrideable",
     "aten::_scaled_dot_product_attention_math",
+)
+"""What ``scaled_dot_product_attention`` becomes in an ATen graph."""
+
+DEFAULT_SPLITTING_OPS: tuple[str, ...] = (
+    "torch.nn.functional.scaled_dot_product_attention",
+    "torch.nn.functional.multi_head_attention_forward",
+    "aten::scaled_dot_product_attention",
+    *ATTENTION_KERNELS,
     "aten::_native_multi_head_attention",
     "higher_order::flex_attention",
 )

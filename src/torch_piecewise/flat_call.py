@@ -69,7 +69,8 @@ def tell_what_torch_decides(config: Config) -> None:
     for row in config.rows():
         if row.name not in _TORCH_DECIDES or row.source != "given":
             continue
-        if row.value not in (row.default, "background"):
+        # Pieces are kept there too, so a missing one can be an error, or made in the background.
+        if row.value not in (row.default, "background", "error"):
             logger.warning(
                 "%s means nothing under torch.compile(backend='piecewise'), which traces by itself; "
                 "what does it there: %s; or call tp.compile instead",

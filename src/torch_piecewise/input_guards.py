@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from torch_piecewise.call_checks import autocast_state, from_numpy, sharing
+from torch_piecewise.call_checks import autocast_state, from_numpy, sharing, told
 from torch_piecewise.convention import Check, Convention
 from torch_piecewise.input_guards_written import as_long, is_container, is_item, writes_containers
 from torch_piecewise.piece import Dim, InputSpec, TensorSpec
@@ -225,18 +225,18 @@ class _Writer:
             return Check(
                 f"hasattr({local}, {guard.about!r}) is {has}",
                 f"{local} had {'an' if has else 'no'} attribute {guard.about!r}",
-                f"repr({local})",
+                f"§told({local})",
             )
         if kind == "NOT_NONE_MATCH":
             return Check(f"{local} is not None", f"{local} was not None", "None")
         if kind == "CLOSURE_MATCH" and hasattr(value, "__code__"):
             code = self._keep("code", guard.path, value.__code__)
             return Check(
-                f"getattr({local}, '__code__', None) == {code}", f"{local} was {value!r}", f"repr({local})"
+                f"getattr({local}, '__code__', None) == {code}", f"{local} was {value!r}", f"§told({local})"
             )
         if kind in BY_IDENTITY or kind == "CLOSURE_MATCH":
             kept = self._keep("value", guard.path, value)
-            return Check(f"{local} is {kept}", f"{local} was another object", f"repr({local})")
+            return Check(f"{local} is {kept}", f"{local} was another object", f"§told({local})")
         if kind in _BY_TYPE:
             return Check(
                 self._type_is(guard.path, local, value),
@@ -262,14 +262,14 @@ class _Writer:
         return Check(f"{one} is {other}", f"{one} and {other} were one tensor", "'two'")
 
     def _constant(self, path: str, local: str, value: Any) -> Check:
-        text = f"{local} was {value!r}"
+        text = f"{local} was {told(value)}"
         if value is None or isinstance(value, bool):
-            return Check(f"{local} is {value}", text, f"repr({local})")
+            return Check(f"{local} is {value}", text, f"§told({local})")
         same_type = self._type_is(path, local, value)
         if isinstance(value, float) and value != value:  # noqa: PLR0124 - not a number
-            return Check(f"{same_type} and {local} != {local}", text, f"repr({local})")
+            return Check(f"{same_type} and {local} != {local}", text, f"§told({local})")
         kept = self._keep("value", path, value if isinstance(value, _CONSTANTS) else copy.copy(value))
-        return Check(f"{same_type} and {local} == {kept}", text, f"repr({local})")
+        return Check(f"{same_type} and {local} == {kept}", text, f"§told({local})")
 
     def _tensor(self, path: str, local: str, tensor: torch.Tensor) -> Check:
         parts = [

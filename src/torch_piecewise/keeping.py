@@ -42,6 +42,7 @@ from torch_piecewise.cache_key import (
     torch_ingredient,
     variables_ingredient,
 )
+from torch_piecewise.compilers import fingerprint_of
 from torch_piecewise.compilers.base import Ambient, Compiler
 from torch_piecewise.config import Config
 from torch_piecewise.entry import CallShape, Entry
@@ -287,7 +288,7 @@ def _ingredients(
     yield library_ingredient()
     yield torch_ingredient()
     yield python_ingredient()
-    yield compiler_ingredient(compiler.name, compiler.fingerprint())
+    yield compiler_ingredient(compiler.name, fingerprint_of(compiler))
     yield passes_ingredient(passes.named() if passes is not None else ())
     yield Ingredient("config", tuple(Ingredient(name, text) for name, text in config.as_ingredients()))
     yield architecture_ingredient(host)

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers import Compiler, make_compiler
-from torch_piecewise.errors import BundleError, CompilerError, ConfigError
+from torch_piecewise.errors import ArgumentError, BundleError, CompilerError, ConfigError
 from torch_piecewise.ranges import Range
 from torch_piecewise.store.trust import trust_of_this_process
 
@@ -29,6 +29,7 @@ Format = Literal["binary", "unpacked"]
 _MAGIC = b"torch-piecewise artifact 1\n"
 _LENGTH = struct.Struct("<Q")
 _DESCRIPTION = "artifact.json"
+_SHOWN = 200
 _ANEW = "save it anew: save_artifact(manager.artifact(piece, range), path)"
 
 
@@ -51,8 +52,16 @@ def save_artifact(
     Raises:
         CompilerError: the artifact lives with the process, or its compiler cannot write it so.
         BundleError: the folder is not empty.
+        ArgumentError: ``artifact`` is none.
     """
     _check_format(format)
+    if not isinstance(artifact, Artifact):
+        raise ArgumentError(
+            "save_artifact was given something that is no artifact",
+            expected="a torch_piecewise.artifact.Artifact",
+            got=f"{artifact!r} ({type(artifact).__name__})"[:_SHOWN],
+            hint="manager.artifact(piece, range) gives it; None there means that nothing is compiled or kept",
+        )
     if not artifact.is_storable:
         raise CompilerError(
             f"This artifact of {artifact.compiler!r} cannot be written down",
@@ -79,7 +88,8 @@ def load_artifact(
         The artifact; ``meta["edited"]`` names the files of an unpacked one that are not what was written.
 
     Raises:
-        BundleError: nothing is there, it is of the other format, torn, altered or something else.
+        BundleError: nothing is there, it is of the other format, torn, altered or something else; or an edit
+            left code that Python cannot read (names file and line).
         UntrustedError: others can write to it; names the command that mends it.
         OSError: it cannot be read.
     """
@@ -196,7 +206,10 @@ def _load_unpacked(folder: Path, compiler: Compiler | None) -> Artifact:
         files[name] = (folder / name).read_bytes()
     edited = [name for name, data in files.items() if hashlib.sha256(data).hexdigest() != names[name]]
     made: Any = compiler or _compiler_of(artifact)
-    packed: Artifact = made.pack(artifact, files)
+    try:
+        packed: Artifact = made.pack(artifact, files)
+    except SyntaxError as error:
+        raise _not_code(folder, error) from error
     return dataclasses.replace(packed, meta={**packed.meta, "edited": edited})
 
 
@@ -248,6 +261,16 @@ def _publish(path: Path, data: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(data)
     Path(file.name).replace(path)
+
+
+def _not_code(folder: Path, error: SyntaxError) -> BundleError:
+    line = f"{(error.text or '').strip()!r}: " if error.text else ""
+    return BundleError(
+        f"{folder / str(error.filename)}, line {error.lineno}, is no Python",
+        expected="an edit that leaves code which Python can read",
+        got=f"{line}{error.msg}",
+        hint="mend that line, or save the artifact anew",
+    )
 
 
 def _unfit(path: Path, expected: str, got: str, hint: str | None = None) -> BundleError:

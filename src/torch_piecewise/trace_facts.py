@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from torch_piecewise.cudagraphs import DynamicInput, Extent
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import changed_inputs
+from torch_piecewise.pad_values import check_pad_value
 from torch_piecewise.padding import why_not_padded
 from torch_piecewise.piece import Dim, IntSpec, TensorSpec
 from torch_piecewise.relations import size_of
@@ -130,6 +131,7 @@ class _Reader:
             return
         if position not in self._changed or extents:
             pad = self._pad_values.get(name, 0) if _PLAIN_ARGUMENT.match(source) else 0
+            check_pad_value(name, pad, fake.dtype)
             self.inputs[position] = DynamicInput(extents, pad, copy_back=position in self._changed)
 
     def _argument(self, source: str) -> str | None:

@@ -14,9 +14,11 @@ from torch_piecewise.call_form import call_form
 from torch_piecewise.capture import capture
 from torch_piecewise.config import Config
 from torch_piecewise.convention import files_of_constants
+from torch_piecewise.cudagraphs.breakable import capture_in_progress
 from torch_piecewise.describe import changed_inputs
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import CallShape, Entry
+from torch_piecewise.errors import CaptureError
 from torch_piecewise.events import Bus, GraphCaptured
 from torch_piecewise.input_guards import convention_of
 from torch_piecewise.inspection import Inspection
@@ -24,6 +26,16 @@ from torch_piecewise.managers import Managers
 from torch_piecewise.torch_private.dynamo import InputGuard
 from torch_piecewise.torch_private.shapes import describe_input
 from torch_piecewise.torch_private.structured_trace import under_compile_of
+
+
+def _called_in_a_capture() -> CaptureError:
+    return CaptureError(
+        "A compiled model meets a call that it has not been traced for while that call is captured",
+        expected="a call of a kind that was traced and compiled before the capture",
+        got="the first one of its kind, inside the capture of a static graph",
+        hint="call the model once as it will be captured, outside of forward_context (or with "
+        "CUDAGraphMode.NONE), then capture",
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,13 @@ class Tracer:
         self._workshop = Workshop(config, bus, managers)
 
     def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-        """Trace and compile for calls like this one."""
+        """Trace and compile for calls like this one.
+
+        Raises:
+            CaptureError: the call is being captured as a static graph; or it cannot be traced as one graph.
+        """
+        if capture_in_progress():
+            raise _called_in_a_capture()
         call = call_form(self._function, self._named, args, kwargs)
         with self._bus.phase("trace"):
             captured = capture(self._function, call, self._dims, self._config)

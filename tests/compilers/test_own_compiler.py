@@ -84,7 +84,7 @@ def test_an_object_without_a_verb_is_told_which() -> None:
         f"backend '{__name__}.Nameless' is not a compiler\n"
         "  expected: an object with name, fingerprint(), compile(piece, range, options), load(artifact)\n"
         "  got: Nameless without name, load\n"
-        "  to do: see 'Writing a compiler' in the docs"
+        "  to do: see 'Writing a compiler' in docs/compilers.md"
     )
 
 

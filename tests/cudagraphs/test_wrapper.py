@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 
+import torch_piecewise as tp
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs import (
     BatchDescriptor,
@@ -20,7 +21,7 @@ from torch_piecewise.cudagraphs import (
     forward_context,
     runs_eagerly,
 )
-from torch_piecewise.errors import ConfigError, StaticGraphError
+from torch_piecewise.errors import ArgumentError, CaptureError, ConfigError, StaticGraphError
 from torch_piecewise.testing import GraphRecorder
 
 NONE, PIECEWISE, FULL = CUDAGraphMode.NONE, CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL
@@ -46,6 +47,55 @@ def recorder():
 
 def wrap(runnable, recorder, mode=FULL, **options):
     return CUDAGraphWrapper(runnable, mode, CUDAGraphOptions(**options), recorder)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"runnable": 3}, r"cannot be called\n  expected: a function or model\n  got: 3 \(int\)"),
+        (
+            {"options": {"log_captures": False}},
+            r"got: \{.*\} \(dict\)\n  to do: write CUDAGraph",
+        ),
+        ({"pool": 3}, r"got: 3 \(int\)\n  to do: it lacks capture, weak, memory_in_use, turn"),
+        ({"pool": GraphRecorder}, r"to do: write GraphRecorder\(\)"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(given, message):
+    arguments = {"runnable": torch.sin, "runtime_mode": FULL, "options": None, "pool": None, **given}
+    with pytest.raises(ArgumentError, match=message):
+        CUDAGraphWrapper(**arguments)
+
+
+def test_the_environments_class_of_static_graphs_is_the_pool_where_none_is_given(monkeypatch):
+    monkeypatch.setenv("TORCH_PIECEWISE_STATIC_GRAPH_CLASS", "torch_piecewise.testing.GraphRecorder")
+    wrapper, x = CUDAGraphWrapper(Counted(), FULL), torch.randn(3)
+    with forward_context(FULL, BatchDescriptor(num_tokens=3)):
+        assert torch.equal(wrapper(x), x * 2)
+        assert torch.equal(wrapper(x), x * 2)
+    assert wrapper.calls == 1
+    monkeypatch.setenv("TORCH_PIECEWISE_STATIC_GRAPH_CLASS", "nowhere.Graph")
+    with pytest.raises(ConfigError, match=r"nowhere\.Graph"):
+        CUDAGraphWrapper(Counted(), FULL)
+
+
+def test_a_compiled_model_is_to_be_called_before_it_is_captured(recorder):
+    model = torch.nn.Linear(4, 4)
+    tp.compile(model, backend="eager", disable_cache=True)
+    wrapper, x = wrap(model, recorder), torch.randn(2, 4)
+    with torch.no_grad(), forward_context(FULL, BatchDescriptor(num_tokens=2)):
+        with pytest.raises(CaptureError) as caught:
+            wrapper(x)
+        with forward_context(NONE, BatchDescriptor(num_tokens=2)):
+            expected = wrapper(x)
+        assert torch.equal(wrapper(x), expected)
+    assert str(caught.value) == (
+        "A compiled model meets a call that it has not been traced for while that call is captured\n"
+        "  expected: a call of a kind that was traced and compiled before the capture\n"
+        "  got: the first one of its kind, inside the capture of a static graph\n"
+        "  to do: call the model once as it will be captured, outside of forward_context (or with "
+        "CUDAGraphMode.NONE), then capture"
+    )
 
 
 def test_without_a_context_it_calls_through(recorder):

@@ -203,7 +203,10 @@ def test_graphs_are_dumped_before_and_after_each_pass(tmp_path):
     assert files["01_clean_up.after.txt"] == text_of(here)
 
 
-EXPECTED = "  expected: a rewrite in place: values defined before use, the same inputs, as many outputs\n"
+EXPECTED = (
+    "  expected: a rewrite in place: values defined before use, operators with their arguments, "
+    "the same inputs, as many outputs\n"
+)
 HINT = (
     "  to do: mend the pass; the graph is again what it was before it, and debug_dump_path shows both as text"
 )

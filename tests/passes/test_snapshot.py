@@ -130,9 +130,25 @@ def foreign_argument(graph: fx.Graph) -> None:
     named(graph, "second").args = (fx.Graph().placeholder("z"),)
 
 
+def no_arguments(graph: fx.Graph) -> None:
+    named(graph, "second").args = ()
+
+
+def too_many_arguments(graph: fx.Graph) -> None:
+    named(graph, "second").args = (named(graph, "x"),) * 9
+
+
+def unknown_argument(graph: fx.Graph) -> None:
+    with graph.inserting_before(named(graph, "output")):
+        graph.create_node("call_function", aten.sin.default, (), {"other": named(graph, "x")})
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
+        (no_arguments, "second calls aten."),
+        (too_many_arguments, "second calls aten."),
+        (unknown_argument, "sin_default calls aten.sin.default, which takes (self), without self"),
         (reorder, "Argument 'first' of Node 'second' was used before it has been defined!"),
         (make_loop, "Argument 'second' of Node 'first' was used before it has been defined!"),
         (foreign_argument, "Argument 'z' of Node 'second' does not belong to this Graph"),

@@ -17,6 +17,9 @@ from tests.start.conftest import HERE, Place
 pytestmark = pytest.mark.inductor
 
 
+EAGERLY = "on_miss='eager'"
+
+
 def only(outcome: dict[str, Any]) -> dict[str, Any]:
     (result,) = outcome["results"]
     return dict(result)
@@ -34,6 +37,19 @@ def assert_miss(outcome: dict[str, Any], *named: str) -> None:
     result = only(outcome)
     assert result["difference"] < 1e-5
     assert result["counts"]["graphs_captured"] == 1
+    assert_said(outcome, *named)
+
+
+def assert_refused(outcome: dict[str, Any], *named: str) -> None:
+    """The start took nothing from the store, ran eagerly, and said which ingredient differs."""
+    result = only(outcome)
+    assert result["difference"] == 0.0
+    assert "artifacts_loaded_from_store" not in result["counts"]
+    assert "graphs_captured" not in result["counts"]
+    assert_said(outcome, *named)
+
+
+def assert_said(outcome: dict[str, Any], *named: str) -> None:
     said = next(reason for reason in outcome["reasons"] if "differs" in reason or "not used" in reason)
     for name in named:
         assert name in said, said
@@ -84,7 +100,10 @@ def looks(graph):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("return len(", "return 1 + len("), ("aten.tanh.default", "aten.mm.default")],
+    [
+        pytest.param("return len(", "return 1 + len(", marks=pytest.mark.slow),
+        ("aten.tanh.default", "aten.mm.default"),
+    ],
     ids=["body", "what it names"],
 )
 def test_an_edited_pass_is_a_miss_that_names_the_pass(copy: Place, old: str, new: str) -> None:
@@ -95,7 +114,7 @@ def test_an_edited_pass_is_a_miss_that_names_the_pass(copy: Place, old: str, new
     assert_warm(warm)
     assert warm["heavy"] == []
     copy.edit(old, new, "rewrites.py")
-    assert_miss(copy.start(*settings), "passes.1:looks: ")
+    assert_refused(copy.start(*settings, EAGERLY), "passes.1:looks: ")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +132,9 @@ def test_an_edited_pass_is_a_miss_that_names_the_pass(copy: Place, old: str, new
 def test_what_changes_code_is_a_miss_that_names_exactly_that(
     copy: Place, settings: tuple[str, ...], env: dict[str, str], named: tuple[str, ...]
 ) -> None:
-    outcome = copy.start(*settings, **env)
-    assert_miss(outcome, *named)
+    # That a start then traces and compiles is shown by edited code.
+    outcome = copy.start(*settings, EAGERLY, **env)
+    assert_refused(outcome, *named)
     said = next(reason for reason in outcome["reasons"] if "differs in" in reason)
     assert said.count(" -> ") <= 3
 

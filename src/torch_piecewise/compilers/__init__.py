@@ -9,9 +9,9 @@ from typing import Any
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.compilers.eager import EagerCompiler
 from torch_piecewise.config import Config
-from torch_piecewise.errors import ConfigError, did_you_mean
+from torch_piecewise.errors import CompilerError, ConfigError, did_you_mean
 
-__all__ = ["CompileOptions", "Compiler", "make_compiler"]
+__all__ = ["CompileOptions", "Compiler", "fingerprint_of", "make_compiler"]
 
 _BUILT_IN = {
     "aot_inductor": "torch_piecewise.compilers.aot_inductor.AOTInductorCompiler",
@@ -38,7 +38,7 @@ def make_compiler(backend: str | Config | Compiler | type[Any]) -> Compiler:
         return EagerCompiler()
     made: Any = _resolve(backend) if isinstance(backend, str) else backend
     if isinstance(made, type):
-        made = made()
+        made = _instance(made)
     missing = [verb for verb in ("name", "fingerprint", "compile", "load") if not hasattr(made, verb)]
     if missing:
         raise ConfigError(
@@ -49,6 +49,36 @@ def make_compiler(backend: str | Config | Compiler | type[Any]) -> Compiler:
         )
     compiler: Compiler = made
     return compiler
+
+
+def _instance(made: type[Any]) -> Any:
+    try:
+        return made()
+    except TypeError as error:
+        raise ConfigError(
+            f"The compiler class {made.__qualname__} cannot be made without arguments",
+            expected="a class whose __init__ needs none, or an instance of it",
+            got=f"{type(error).__name__}: {error}",
+            hint=f"give its arguments default values, or give backend={made.__name__}(...)",
+        ) from error
+
+
+def fingerprint_of(compiler: Compiler) -> str:
+    """What ``compiler.fingerprint()`` says.
+
+    Raises:
+        CompilerError: it says something else than text.
+    """
+    said: object = compiler.fingerprint()
+    if not isinstance(said, str):
+        raise CompilerError(
+            f"Compiler {compiler.name!r} has a fingerprint that is no text",
+            expected="fingerprint() returns a str that changes whenever the same piece could compile to "
+            "other code",
+            got=f"{said!r} ({type(said).__name__})",
+            hint="return a text with the versions and flags that the code depends on, such as 'mine 1.2'",
+        )
+    return said
 
 
 def _resolve(name: str) -> Any:

@@ -131,8 +131,15 @@ class InductorCompiler:
         return {_WRAPPER: source.encode(), **built}
 
     def pack(self, artifact: Artifact, files: Mapping[str, bytes]) -> Artifact:
-        """What :meth:`unpack` gave, edited perhaps; a kernel whose C++ was edited is built on loading."""
-        payload = {"whole": None, "source": files[_WRAPPER].decode(), "unpacked": True}
+        """What :meth:`unpack` gave, edited perhaps; a kernel whose C++ was edited is built on loading.
+
+        Raises:
+            SyntaxError: the wrapper was edited to something that is no Python; names file and line.
+        """
+        source = files[_WRAPPER].decode()
+        # Only to have a mistake told here, where the file's name is known.
+        compile(source, _WRAPPER, "exec", dont_inherit=True)
+        payload = {"whole": None, "source": source, "unpacked": True}
         kernels = {
             name.removeprefix(_KERNELS).removesuffix(".so"): content
             for name, content in files.items()

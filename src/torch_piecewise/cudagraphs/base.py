@@ -85,16 +85,26 @@ class RecordsCalls(Protocol):
 
 _VERBS = ("capture", "weak", "memory_in_use", "turn")
 
+STATIC_GRAPH_VARIABLE = "TORCH_PIECEWISE_STATIC_GRAPH_CLASS"
+"""The environment's ``static_graph_class``."""
 
-def resolve_static_graph(name: str) -> type[StaticGraphBackend]:
+
+def missing_verbs(backend: object) -> list[str]:
+    """Verbs of :class:`StaticGraphBackend` that a class or an instance of one lacks."""
+    return [verb for verb in _VERBS if not callable(getattr(backend, verb, None))]
+
+
+def resolve_static_graph(name: str | type[StaticGraphBackend]) -> type[StaticGraphBackend]:
     """The class of static graphs for a device.
 
     Args:
-        name: ``"cuda"``, or the dotted name of a class that meets :class:`StaticGraphBackend`.
+        name: ``"cuda"``, or the dotted name of a class that meets :class:`StaticGraphBackend`, or that class.
 
     Raises:
         ConfigError: there is no such module or class, or it lacks a verb.
     """
+    if isinstance(name, type):
+        return _with_verbs(name, name.__qualname__)
     dotted = "torch_piecewise.cudagraphs.cuda.CUDAStaticGraph" if name == "cuda" else name
     module_name, _, class_name = dotted.rpartition(".")
     expected = '"cuda", or the dotted name of a class, "package.module.Class"'
@@ -116,7 +126,11 @@ def resolve_static_graph(name: str) -> type[StaticGraphBackend]:
             expected=f"a class named {class_name} in {module_name}",
             got="no such name" if found is None else f"a {type(found).__name__}",
         )
-    missing = [verb for verb in _VERBS if not callable(getattr(found, verb, None))]
+    return _with_verbs(found, name)
+
+
+def _with_verbs(found: type[Any], name: str) -> type[StaticGraphBackend]:
+    missing = missing_verbs(found)
     if missing:
         raise ConfigError(
             f"{name} is no static-graph class",

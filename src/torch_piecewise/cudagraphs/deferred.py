@@ -53,7 +53,8 @@ class DeferredCUDAStaticGraph:
                         expected="a GPU, or another pool",
                         got=f"torch {torch.__version__} without one",
                         hint="call without a forward_context; or give pool=torch_piecewise.testing."
-                        "GraphRecorder(), which captures and replays without a GPU",
+                        "GraphRecorder(), which captures and replays without a GPU; where no pool is given, "
+                        "TORCH_PIECEWISE_STATIC_GRAPH_CLASS names the class",
                     )
                 self._made = CUDAStaticGraph(pool=self._handle)
             return self._made

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +14,22 @@ import torch
 
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs.addresses import AddressBook
-from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
+from torch_piecewise.cudagraphs.base import (
+    STATIC_GRAPH_VARIABLE,
+    StaticGraphBackend,
+    Value,
+    missing_verbs,
+    resolve_static_graph,
+)
 from torch_piecewise.cudagraphs.breakable import capture_in_progress, capture_plan
 from torch_piecewise.cudagraphs.context import current_forward_context, in_capture_phase
+from torch_piecewise.cudagraphs.cuda import CUDAStaticGraph
 from torch_piecewise.cudagraphs.deferred import DeferredCUDAStaticGraph
 from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
 from torch_piecewise.cudagraphs.outputs import OutputPolicy, StaticOutputs
 from torch_piecewise.cudagraphs.plan import ReplayPlan
 from torch_piecewise.cudagraphs.table import ReplayTable
-from torch_piecewise.errors import ConfigError, StaticGraphError
+from torch_piecewise.errors import ArgumentError, ConfigError, StaticGraphError
 from torch_piecewise.torch_private.cudagraphs import PoolHandle, flatten
 
 _log = logging.getLogger(__name__)
@@ -96,11 +105,13 @@ class CUDAGraphWrapper:
         runnable: what to capture. Functions in it marked with :func:`runs_eagerly` stay out of the graphs.
         runtime_mode: ``PIECEWISE`` or ``FULL``.
         options: None for the defaults.
-        pool: where graphs live, shared by everything that runs one after the other. None for a CUDA pool of
-            its own, made at the first capture; a handle from ``torch.cuda.graph_pool_handle()`` for that one.
+        pool: where graphs live, shared by everything that runs one after the other. None for a pool
+            of its own: of the class that ``TORCH_PIECEWISE_STATIC_GRAPH_CLASS`` names, else a CUDA pool, made
+            at the first capture. A handle from ``torch.cuda.graph_pool_handle()`` for that CUDA pool.
 
     Raises:
         ConfigError: ``runtime_mode`` is another mode.
+        ArgumentError: ``runnable`` cannot be called; ``options`` or ``pool`` are something else.
     """
 
     def __init__(
@@ -117,6 +128,8 @@ class CUDAGraphWrapper:
                 got=str(runtime_mode),
                 hint="wrap twice for a combined mode: FULL outside, PIECEWISE inside",
             )
+        _check_callable(runnable)
+        _check_options(options)
         # Names of its own, so that none of the runnable's attributes is hidden, underscored ones included.
         self.__runnable = runnable
         self.__mode = runtime_mode
@@ -209,6 +222,40 @@ class CUDAGraphWrapper:
 
 
 def _backend_of(pool: StaticGraphBackend | PoolHandle | None) -> StaticGraphBackend:
-    if pool is None or isinstance(pool, tuple):
+    if pool is None:
+        named = os.environ.get(STATIC_GRAPH_VARIABLE)
+        found = resolve_static_graph(named) if named else CUDAStaticGraph
+        return DeferredCUDAStaticGraph() if issubclass(found, CUDAStaticGraph) else found()
+    if isinstance(pool, tuple):
         return DeferredCUDAStaticGraph(pool)
+    missing = missing_verbs(pool)
+    if missing or isinstance(pool, type):
+        raise ArgumentError(
+            "pool is nothing that graphs can live in",
+            expected="None, a handle from torch.cuda.graph_pool_handle(), or an instance of a static-graph "
+            "class, such as torch_piecewise.testing.GraphRecorder()",
+            got=f"{pool!r} ({type(pool).__name__})",
+            hint=f"write {pool.__name__}()" if isinstance(pool, type) else f"it lacks {', '.join(missing)}",
+        )
     return pool
+
+
+def _check_callable(runnable: object) -> None:
+    if not callable(runnable):
+        raise ArgumentError(
+            "What CUDAGraphWrapper is to capture cannot be called",
+            expected="a function or model",
+            got=f"{runnable!r} ({type(runnable).__name__})",
+        )
+
+
+def _check_options(options: object) -> None:
+    if options is None or isinstance(options, CUDAGraphOptions):
+        return
+    names = ", ".join(field.name for field in dataclasses.fields(CUDAGraphOptions))
+    raise ArgumentError(
+        "The options of CUDAGraphWrapper are something else",
+        expected="torch_piecewise.CUDAGraphOptions, or None",
+        got=f"{options!r} ({type(options).__name__})",
+        hint=f"write CUDAGraphOptions(name=value, ...); it has {names}",
+    )

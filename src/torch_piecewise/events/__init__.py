@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Self
 
+from torch_piecewise.errors import ArgumentError
 from torch_piecewise.events.counters import COUNTS as COUNTS
 from torch_piecewise.events.counters import Counters as Counters
 from torch_piecewise.events.counters import CountMismatch as CountMismatch
@@ -42,6 +43,17 @@ class Subscription:
     def __init__(self, observer: Observer, bus: Bus) -> None:
         self.observer = observer
         self._bus = bus
+        self._has_failed = False
+
+    def failed(self, event: Event) -> None:
+        """Log the exception that the observer raised at ``event``; but once, at DEBUG."""
+        level, self._has_failed = logging.DEBUG if self._has_failed else logging.ERROR, True
+        logger.log(
+            level,
+            "an observer of events failed at %s; what it raises later is logged at DEBUG",
+            type(event).__name__,
+            exc_info=True,
+        )
 
     def close(self) -> None:
         """No longer tell the observer; a second time does nothing."""
@@ -72,15 +84,29 @@ class Bus:
         self.tag = tag
 
     def emit(self, event: Event) -> None:
-        """Call every observer with ``event`` on this thread; what one raises is logged, and calls go on."""
+        """Call every observer with ``event`` on this thread.
+
+        What one raises is logged, and calls go on: the first time with its traceback, later at level DEBUG.
+        """
         for one in self._subscriptions:
             try:
                 one.observer(event)
-            except Exception:
-                logger.exception("an observer of events failed at %s", type(event).__name__)
+            except Exception:  # noqa: BLE001 - whatever it is, it is logged there
+                one.failed(event)
 
     def add(self, observer: Observer) -> Subscription:
-        """From now on also call ``observer``, until what is returned is closed (``with`` does that)."""
+        """From now on also call ``observer``, until what is returned is closed (``with`` does that).
+
+        Raises:
+            ArgumentError: ``observer`` cannot be called.
+        """
+        if not callable(observer):
+            raise ArgumentError(
+                "An observer of events cannot be called",
+                expected="a function of one event",
+                got=f"{observer!r} ({type(observer).__name__})",
+                hint="bus.add(print) shows what comes",
+            )
         added = Subscription(observer, self)
         with self._lock:
             self._subscriptions = (*self._subscriptions, added)

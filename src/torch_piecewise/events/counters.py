@@ -114,8 +114,15 @@ class Counters:
 
         Raises:
             CountMismatch: a named count changed by another amount.
-            ArgumentError: there is no count of a name.
+            ArgumentError: there is no count of a name; or, before the block runs, an amount is no int.
         """
+        for name, delta in deltas.items():
+            if not isinstance(delta, int):
+                raise ArgumentError(
+                    f"expect({name}=...) takes a number",
+                    expected="an int: by how much the block changes the count",
+                    got=f"{delta!r} ({type(delta).__name__})",
+                )
         before = self.as_dict()
         yield
         after = self.as_dict()

@@ -104,7 +104,7 @@ class CompilerManager:
     def initialize_cache(
         self, cache_dir: str | Path | None = None, disable_cache: bool = False, prefix: str = ""
     ) -> None:
-        """Open a root; from now on artifacts are looked up and kept there.
+        """Open a root; from now on artifacts are looked up and kept there, and what is ready is kept now.
 
         Args:
             cache_dir: folder, made where it is missing; None: the config's, else the user's cache directory.
@@ -125,10 +125,12 @@ class CompilerManager:
 
     def keep_in(self, store: OpenStore, prefix: str = "") -> None:
         """As :meth:`initialize_cache`, in a store that is open already; its index is not read."""
-        self._shelf.open(artifacts_in(store, self.compiler, self.options, prefix))
+        with self._lock:
+            ready = [(key, one.artifact) for key, one in self._ready.items() if one.artifact is not None]
+            self._shelf.open(artifacts_in(store, self.compiler, self.options, prefix), ready)
 
     def save_to_file(self) -> int:
-        """Write the index of what this manager has ready, beside what others wrote there.
+        """Write the index of what this manager keeps in the root, beside what others wrote there.
 
         The artifacts themselves are kept already: a process that ends without this loses none.
 
@@ -139,7 +141,7 @@ class CompilerManager:
             entries = [
                 IndexEntry(self._names[key], *key, self.compiler.name)
                 for key, ready in self._ready.items()
-                if ready.artifact is not None and ready.artifact.is_storable
+                if ready.artifact is not None
             ]
         return self._shelf.write_index(entries)
 
@@ -230,6 +232,10 @@ class CompilerManager:
         Args:
             piece, range: as for :meth:`load`.
             inputs: the piece's inputs, in order.
+
+        Raises:
+            ArgumentError: ``inputs`` are others than the piece takes.
+            CompileError: ``piece`` is no graph, or one that is not compiled.
         """
         if self.load(piece, range, inputs) is None:
             return False

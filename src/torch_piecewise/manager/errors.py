@@ -69,6 +69,27 @@ def not_a_tuple(piece: str, compiler: str, result: object) -> CompilerError:
     )
 
 
+def other_outputs(piece: str, compiler: str, expected: int, got: int) -> CompilerError:
+    """A compiled piece returned more or fewer outputs than it has."""
+    return CompilerError(
+        f"What compiler {compiler!r} made of {piece} returned {got} outputs",
+        expected=f"{expected}, as many as the piece's graph returns, in its order",
+        got=f"{got}",
+        hint="the function that Compiler.load(artifact) returns has to return every output of the piece",
+    )
+
+
+def unfit_artifact(unit: Unit, compiler: str, what: str, got: object) -> CompilerError:
+    """An artifact holds something that cannot be written down."""
+    return CompilerError(
+        f"Compiler {compiler!r} returned an artifact for {unit.name} that cannot be kept",
+        expected=f"{what} of type {'bytes' if what == 'payload' else 'bytes or pathlib.Path'}",
+        got=type(got).__name__,
+        hint="encode it in Compiler.compile, or return a LiveArtifact(..., runnable=function), "
+        "which is not kept",
+    )
+
+
 def foreign_artifact(unit: Unit, compiler: str, artifact: Artifact) -> CompilerError:
     """The artifact is not of the compiler that is to load it."""
     return CompilerError(

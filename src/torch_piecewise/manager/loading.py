@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch_piecewise.artifact import Artifact
@@ -17,9 +18,12 @@ from torch_piecewise.manager.errors import (
     no_artifact,
     not_a_tuple,
     not_callable,
+    other_outputs,
     piece_error,
+    unfit_artifact,
 )
 from torch_piecewise.manager.units import Ready, Unit
+from torch_piecewise.piece import Piece
 from torch_piecewise.pool import Outcome
 
 
@@ -49,6 +53,7 @@ class Loading:
             return self._failed(unit, result)
         if not isinstance(result, Artifact):
             raise no_artifact(unit, self._compiler.name, result)
+        self._check_kinds(unit, result)
         for record in pass_records(result.meta, unit.name, unit.range):
             self._bus.emit(record)
         self._bus.emit(
@@ -61,10 +66,23 @@ class Loading:
                 at=ended,
             )
         )
-        return self.loaded(unit, result, "compiled")
+        outputs = None if is_own(self._compiler) else _outputs(unit.piece)
+        return self.loaded(unit, result, "compiled", outputs)
 
-    def loaded(self, unit: Unit, artifact: Artifact, source: str) -> Ready:
-        """An artifact, ready to be called; ``source`` as in :class:`~torch_piecewise.events.PieceLoaded`.
+    def _check_kinds(self, unit: Unit, artifact: Artifact) -> None:
+        if not isinstance(artifact.payload, bytes):
+            raise unfit_artifact(unit, self._compiler.name, "payload", artifact.payload)
+        for name, content in artifact.files.items():
+            if not isinstance(content, bytes | Path):
+                raise unfit_artifact(unit, self._compiler.name, f"files[{name!r}]", content)
+
+    def loaded(self, unit: Unit, artifact: Artifact, source: str, outputs: int | None = None) -> Ready:
+        """An artifact, ready to be called.
+
+        Args:
+            source: as in :class:`~torch_piecewise.events.PieceLoaded`.
+            outputs: how many the piece has; None where only its graph would tell, which a start from the
+                store does not read.
 
         Raises:
             CompilerError: the artifact is another compiler's, or this one loads nothing that can be called.
@@ -76,7 +94,7 @@ class Loading:
         if not callable(run):
             raise not_callable(unit, self._compiler.name, run)
         if not is_own(self._compiler):
-            run = returning_tuples(run, unit.name, self._compiler.name)
+            run = returning_tuples(run, unit.name, self._compiler.name, outputs)
         self._bus.emit(
             PieceLoaded(
                 piece=unit.name,
@@ -112,13 +130,27 @@ def is_own(compiler: Compiler) -> bool:
     return type(compiler).__module__.startswith("torch_piecewise.compilers.")
 
 
-def returning_tuples(run: Callable[..., Any], piece: str, compiler: str) -> Callable[..., Any]:
-    """``run``, checked to return its outputs: a tensor alone would be taken apart row by row."""
+def _outputs(piece: Piece) -> int:
+    (output,) = piece.graph.graph.find_nodes(op="output")
+    returned = output.args[0]
+    return len(returned) if isinstance(returned, tuple | list) else 1
+
+
+def returning_tuples(
+    run: Callable[..., Any], piece: str, compiler: str, outputs: int | None = None
+) -> Callable[..., Any]:
+    """``run``, checked to return its outputs: a tensor alone would be taken apart row by row.
+
+    Args:
+        outputs: how many; None for any number.
+    """
 
     def checked(*inputs: Any) -> Any:
         result = run(*inputs)
         if not isinstance(result, tuple | list):
             raise not_a_tuple(piece, compiler, result)
+        if outputs is not None and len(result) != outputs:
+            raise other_outputs(piece, compiler, outputs, len(result))
         return result
 
     return checked

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule
 
 from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.describe import describe_pieces
-from torch_piecewise.errors import CompileError, FingerprintError
+from torch_piecewise.errors import ArgumentError, CompileError, FingerprintError
 from torch_piecewise.fingerprint import fingerprint
 from torch_piecewise.manager.units import BY_HAND, UNNAMED
 from torch_piecewise.piece import EagerPiece, IntSpec, Piece, TensorSpec
@@ -116,6 +116,7 @@ def serves(piece: Piece, range: Range, inputs: Sequence[Any], artifact: Artifact
 
 def _symbol_values(piece: Piece, inputs: Sequence[Any]) -> dict[str, int]:
     """What the piece's symbols are in a call, as far as its sizes tell."""
+    _check_inputs(piece, inputs)
     found: dict[str, int] = {}
     for spec, value in zip(piece.inputs, inputs, strict=True):
         if isinstance(spec, IntSpec):
@@ -123,6 +124,31 @@ def _symbol_values(piece: Piece, inputs: Sequence[Any]) -> dict[str, int]:
         elif isinstance(spec, TensorSpec):
             found |= dict(zip(map(str, spec.size), value.shape, strict=True))
     return found
+
+
+def _check_inputs(piece: Piece, inputs: Sequence[Any]) -> None:
+    if len(inputs) != len(piece.inputs):
+        raise _other_inputs(piece, f"{len(inputs)} inputs")
+    for position, (spec, value) in enumerate(zip(piece.inputs, inputs, strict=True)):
+        if isinstance(spec, IntSpec) and not isinstance(value, int | torch.SymInt):
+            raise _other_inputs(piece, f"input {position} is {value!r} ({type(value).__name__})")
+        if isinstance(spec, TensorSpec) and not isinstance(value, torch.Tensor):
+            raise _other_inputs(piece, f"input {position} is {value!r} ({type(value).__name__})")
+        if isinstance(spec, TensorSpec) and value.dim() != len(spec.size):
+            raise _other_inputs(piece, f"input {position} has {value.dim()} dims")
+
+
+def _other_inputs(piece: Piece, got: str) -> ArgumentError:
+    named = (
+        f"a tensor of size [{', '.join(map(str, spec.size))}]" if isinstance(spec, TensorSpec) else "a number"
+        for spec in piece.inputs
+    )
+    return ArgumentError(
+        f"These are not inputs of {piece.name}",
+        expected=f"{len(piece.inputs)} in the order of the graph's placeholders: {', '.join(named)}",
+        got=got,
+        hint="give what the compiled piece would be called with",
+    )
 
 
 def _first_symbol(fakes: Sequence[Any]) -> str | None:

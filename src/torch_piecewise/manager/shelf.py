@@ -10,7 +10,8 @@ from torch_piecewise.artifact import Artifact
 from torch_piecewise.artifact_store import ArtifactStore
 from torch_piecewise.events import Bus, StoreLookup
 from torch_piecewise.manager.index import Index, IndexEntry, read_index, write_index
-from torch_piecewise.manager.units import Unit
+from torch_piecewise.manager.units import Unit, is_unnamed
+from torch_piecewise.ranges import Range
 from torch_piecewise.store import Cause, Found, Hit, Miss
 
 MOST = 256
@@ -29,6 +30,7 @@ class Shelf:
         self._kept: ArtifactStore | None = None
         self._closed = "nothing is kept before initialize_cache"
         self._misses: dict[str, None] = {}
+        self._there: set[tuple[str, Range]] = set()
         self.index = Index()
 
     @property
@@ -36,14 +38,24 @@ class Shelf:
         """Why looks found nothing, each once, oldest first."""
         return tuple(self._misses)
 
-    def open(self, kept: ArtifactStore | None) -> None:
-        """From now on look in ``kept``; None: these settings have no stable identity."""
+    def open(
+        self, kept: ArtifactStore | None, ready: Iterable[tuple[tuple[str, Range], Artifact]] = ()
+    ) -> None:
+        """From now on look in ``kept``; None: these settings have no stable identity.
+
+        Args:
+            ready: fingerprint and range of what was made before: it is kept too.
+        """
         self._kept, self.index = kept, Index()
+        self._there.clear()
         self._closed = "nothing is kept under these settings: one of them has no stable identity"
+        for key, artifact in ready:
+            self._keep(key, artifact)
 
     def close(self) -> None:
         """From now on nothing is looked up or kept."""
         self._kept, self.index = None, Index()
+        self._there.clear()
         self._closed = "nothing is looked up: disable_cache"
 
     def read_index(self) -> None:
@@ -55,10 +67,11 @@ class Shelf:
         self._tell("the index", found)
 
     def write_index(self, entries: Iterable[IndexEntry]) -> int:
-        """Add ``entries`` to what the root lists; how many it lists then."""
+        """Add those of ``entries`` that the root has to what it lists; how many it lists then."""
         if self._kept is None:
             return 0
-        self.index = write_index(self._kept, entries)
+        there = [entry for entry in entries if (entry.fingerprint, entry.range) in self._there]
+        self.index = write_index(self._kept, there)
         return len(self.index.entries)
 
     def find(self, unit: Unit, *, again: bool = False) -> Artifact | None:
@@ -86,6 +99,7 @@ class Shelf:
 
     def served(self, unit: Unit) -> None:
         """What :meth:`find` found became a function."""
+        self._there.add(unit.key)
         self._tell(unit.label, Hit(None))
 
     def refused(self, unit: Unit, error: Exception) -> None:
@@ -94,8 +108,14 @@ class Shelf:
 
     def keep(self, unit: Unit, artifact: Artifact) -> None:
         """Keep what was made for ``unit``, where anything is kept."""
-        if self._kept is not None and not unit.is_unnamed:
-            self._kept.keep(unit.fingerprint, artifact)
+        self._keep(unit.key, artifact)
+
+    def _keep(self, key: tuple[str, Range], artifact: Artifact) -> None:
+        fingerprint, _range = key
+        if self._kept is None or is_unnamed(fingerprint) or not artifact.is_storable:
+            return
+        self._kept.keep(fingerprint, artifact)
+        self._there.add(key)
 
     def turns(self, units: Iterable[Unit]) -> AbstractContextManager[None]:
         """Be the only one on the root that compiles ``units``."""

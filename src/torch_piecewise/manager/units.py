@@ -17,6 +17,11 @@ UNNAMED = "unnamed"
 """How the fingerprint of a piece without a stable identity begins."""
 
 
+def is_unnamed(fingerprint: str) -> bool:
+    """Whether a piece of this fingerprint has no identity that lasts."""
+    return fingerprint.startswith(UNNAMED)
+
+
 BY_HAND = "graph"
 """How a graph is called that has no name of its own."""
 
@@ -50,7 +55,7 @@ class Unit:
     @property
     def is_unnamed(self) -> bool:
         """Whether the piece holds something without a stable identity, so that it is compiled for itself."""
-        return self.fingerprint.startswith(UNNAMED)
+        return is_unnamed(self.fingerprint)
 
     @property
     def piece(self) -> Piece:

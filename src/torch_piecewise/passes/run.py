@@ -90,7 +90,8 @@ class PassRun:
         earlier = ", ".join(self._done) or "none"
         return PassError(
             f"The pass {name} {deed} (range {self._range}; passes before it: {earlier})",
-            expected="a rewrite in place: values defined before use, the same inputs, as many outputs",
+            expected="a rewrite in place: values defined before use, operators with their arguments, "
+            "the same inputs, as many outputs",
             got=got,
             hint=hint,
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
+
+from torch_piecewise.passes.arguments import argument_problem
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,20 @@ class Snapshot:
             return f"its inputs were ({_list(self._placeholders)}) and are ({_list(placeholders)})"
         if outputs != self._outputs:
             return f"its outputs had the structure {self._outputs} and have {outputs}"
-        return None
+        return next(filter(None, map(argument_problem, self._changed())), None)
+
+    def _changed(self) -> Iterator[fx.Node]:
+        """Nodes that are new, or that call something else or with other arguments than before."""
+        before = {state.node: state for state in self._states}
+        for node in self._graph.nodes:
+            state = before.get(node)
+            if (
+                state is None
+                or node.target is not state.target
+                or node.args is not state.args
+                or node.kwargs.keys() != state.kwargs.keys()
+            ):
+                yield node
 
     def restore(self) -> None:
         """Make the graph what it was. Nodes that a pass erased come back as new nodes of the same name."""
