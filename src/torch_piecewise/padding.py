@@ -1,65 +1,49 @@
 """May a call be padded to a larger size? What the traced graph tells about it.
 
-A padded call is right where no token's result depends on another token of the batch beyond it. Nobody can
-tell that of a custom operation: whoever asks for captured sizes promises it, as engines do. What a graph
-does show is refused: results that mix tokens, that pick them by their place from the end, or that use the
-size as a number.
+A padded call is right where no token's result depends on the tokens behind it in the batch, nor on how many
+there are. The graph is gone through once, and each value is one of three things:
+
+* it has nothing to do with the size of the batch;
+* it carries the tokens, in order, along exactly one of its dims, of ``n`` or ``k * n`` rows;
+* anything else, which refuses padding.
+
+Which operations keep to that is a list of what is known: ``padding_rules.RULES``. An operation of torch that
+is not listed refuses. Nobody can tell of a custom operation: whoever asks for captured sizes promises it, as
+engines do.
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from torch_piecewise.cut_policy_names import target_names
-from torch_piecewise.torch_private.nodes import example_value, user_line
-from torch_piecewise.torch_private.shapes import dim_text
+from torch_piecewise.padding_rules import ATTENTION, NUMBERS, RULES, UNKNOWN
+from torch_piecewise.padding_steps import Step, Tokens, op_name, size_text, tensors
+from torch_piecewise.torch_private.nodes import example_value, storage_key, user_line
 
-_TAKES_SIZES = frozenset(
-    (
-        *("view", "reshape", "expand", "repeat", "unflatten", "split", "chunk", "narrow", "getitem", "size"),
-        *(
-            "empty",
-            "zeros",
-            "ones",
-            "full",
-            "new_empty",
-            "new_zeros",
-            "new_ones",
-            "new_full",
-            "empty_strided",
-        ),
-        *("as_strided", "sym_size", "broadcast_to", "_unsafe_view", "slice", "setitem", "repeat_interleave"),
-        *("new_empty_strided", "empty_permuted", "sym_stride", "tensor_split", "split_with_sizes"),
-    )
+_BUILT_IN = frozenset(("aten", "prims", "prim", "higher_order"))
+_TRITON = "triton_kernel_wrapper"
+_WRITERS = frozenset(
+    ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 )
-"""Operations that make or cut tensors of a size, instead of computing with it."""
-
-_MIXES = {
-    **dict.fromkeys(
-        ("softmax", "log_softmax", "softmin", "sort", "argsort", "flip", "roll", "logcumsumexp"), 1
-    ),
-    **dict.fromkeys(("normalize", "layer_norm", "glu"), 1),
-    **dict.fromkeys(("flipud", "msort"), None),
-}
-"""Operations that mix what lies along a dim and keep its size: where the dim stands among the arguments."""
 
 
 def why_not_padded(
     graph: Graph, symbol: str, padded: AbstractSet[Node], is_cut: Callable[[Node], bool] = lambda node: False
 ) -> str:
-    """Why calls of this graph cannot be padded; empty where nothing speaks against it.
+    """Why calls of this graph cannot be padded; empty where every step is known to be harmless.
 
     Args:
         symbol: the size that padding changes.
         padded: the inputs that are padded.
-        is_cut: whether a node runs between the captured pieces; its operation is trusted.
+        is_cut: whether a node runs between the captured pieces; its operation is trusted, but for attention
+            that is torch's own.
     """
     checker = _Checker(symbol)
     for node in graph.nodes:
@@ -71,157 +55,105 @@ def why_not_padded(
 
 class _Checker:
     def __init__(self, symbol: str) -> None:
-        self._symbol = symbol
-        self._mentions = re.compile(rf"\b{re.escape(symbol)}\b")
-        self._tokens: set[Node] = set()
+        self._tokens = Tokens(symbol)
+        self._unrelated_memory: set[int] = set()
 
     def look_at(self, node: Node, padded: bool, cut: bool) -> str:
         if node.op == "placeholder":
             return self._input(node, padded)
         if node.op == "output":
             return self._outputs(node.all_input_nodes)
-        if any(operand in self._tokens for operand in node.all_input_nodes) or self._has_tokens(node):
-            self._tokens.add(node)
-        if _attends_to_all(node, self._token_dim):
-            return self._because(node, "lets tokens look at all others")
-        if not cut and self._computes_with_size(node):
-            return self._because(node, "computes with the size")
-        if node not in self._tokens:
+        step = Step(node, self._tokens)
+        takes_tokens = any(operand in self._tokens.nodes for operand in node.all_input_nodes)
+        takes_size = any(self._tokens.is_size(operand) for operand in node.all_input_nodes)
+        gives_tensors = bool(step.results)
+        is_number = not gives_tensors and node.target != operator.setitem
+        if not takes_tokens and not self._tokens.shows(example_value(node)) and (is_number or not takes_size):
+            self._remember(node)
             return ""
-        if not cut and self._mixes(node):
-            return self._because(node, "mixes tokens")
-        return self._result(node)
+        trusted = cut and op_name(node) != ATTENTION
+        reason = "" if trusted else self._rule(step, takes_tokens, takes_size, is_number)
+        reason = reason or ("" if is_number else self._result(step, takes_tokens))
+        if not reason and gives_tensors and (takes_tokens or self._tokens.shows(example_value(node))):
+            self._tokens.nodes.add(node)
+        return self._because(node, reason) if reason else ""
 
     def _input(self, node: Node, padded: bool) -> str:
         if not padded:
+            value = example_value(node)
+            if isinstance(value, torch.Tensor) and self._tokens.shows(value):
+                return f"padding would change results: input {node.name} has the size, but is not padded"
+            self._remember(node)
             return ""
-        self._tokens.add(node)
-        dims = self._token_dims(example_value(node))
-        if len(dims) != 1 or dims[0] != self._symbol:
+        self._tokens.nodes.add(node)
+        place = self._tokens.place(example_value(node))
+        if place is None or place.text != self._tokens.symbol:
             return f"input {node.name} does not have exactly one dim of that size"
         return ""
 
     def _outputs(self, results: Iterable[Node]) -> str:
         for node in results:
             value = example_value(node)
-            if node in self._tokens and isinstance(value, torch.Tensor):
-                dims = self._token_dims(value)
-                if dims != [self._symbol]:
-                    return self._because(node, f"gives a result of size {list(map(_text, value.shape))}")
+            if node in self._tokens.nodes and isinstance(value, torch.Tensor):
+                place = self._tokens.place(value)
+                if place is None or place.text != self._tokens.symbol:
+                    sizes = [size_text(size) for size in value.shape]
+                    return self._because(node, f"gives a result of size {sizes}")
         return ""
 
-    def _result(self, node: Node) -> str:
-        values = list(_tensors(example_value(node)))
-        if not values and node.target == operator.setitem and isinstance(node.args[0], Node):
-            values = list(_tensors(example_value(node.args[0])))
+    def _rule(self, step: Step, takes_tokens: bool, takes_size: bool, is_number: bool) -> str:
+        """Why the operation itself is not harmless."""
+        node, name = step.node, op_name(step.node)
+        if is_number and (not takes_tokens or name in NUMBERS):
+            return ""
+        if _is_custom(node):
+            return "computes with the size" if takes_size else ""
+        rule = RULES.get(name)
+        if rule is None and name.endswith("_") and not name.endswith("__"):
+            rule = RULES.get(name[:-1])
+            rule = rule if rule is not None and rule.in_place else None
+        if rule is None or node.kwargs.get("out") is not None:
+            return UNKNOWN
+        if takes_size and not rule.sizes:
+            return "computes with the size"
+        if _writes(name) and self._shares_unrelated_memory(node):
+            return "writes as many rows as there are tokens into something of another size"
+        return rule.check(step)
+
+    def _result(self, step: Step, takes_tokens: bool) -> str:
+        values = step.results or list(tensors(example_value(step.first))) if step.first else step.results
         for value in values:
-            dims = self._token_dims(value)
-            if not dims:
-                return self._because(node, "leaves no dim for tokens")
+            dims = self._tokens.dims(value)
+            if not dims and takes_tokens:
+                return "leaves no dim for tokens"
             if len(dims) > 1:
-                return self._because(node, "pairs tokens with each other")
-            if not re.fullmatch(rf"(\d+\*)?{re.escape(self._symbol)}", dims[0]):
-                return self._because(node, f"makes {dims[0]} rows of {self._symbol}")
+                return "pairs tokens with each other"
+            if dims and self._tokens.place(value) is None:
+                return f"makes {dims[0]} rows of {self._tokens.symbol}"
         return ""
 
-    def _has_tokens(self, node: Node) -> bool:
-        return any(self._token_dims(value) for value in _tensors(example_value(node)))
+    def _remember(self, node: Node) -> None:
+        keys = (storage_key(value) for value in tensors(example_value(node)))
+        self._unrelated_memory.update(key for key in keys if key is not None)
 
-    def _token_dims(self, value: torch.Tensor) -> list[str]:
-        texts = [str(_text(size)) for size in value.shape]
-        return [text for text in texts if self._mentions.search(text)]
-
-    def _token_dim(self, value: Any) -> int | None:
-        if not isinstance(value, torch.Tensor):
-            return None
-        at = [i for i, size in enumerate(value.shape) if self._mentions.search(str(_text(size)))]
-        return at[0] if at else None
-
-    def _computes_with_size(self, node: Node) -> bool:
-        sizes = [operand for operand in node.all_input_nodes if self._is_size(operand)]
-        if not sizes or not list(_tensors(example_value(node))):
-            return False
-        name = _name(node)
-        if name == "arange":
-            return not (
-                (len(node.args) == 1 and node.args[0] in sizes)
-                or (len(node.args) == 2 and isinstance(node.args[0], int) and node.args[1] in sizes)
-            )
-        return name not in _TAKES_SIZES
-
-    def _is_size(self, node: Node) -> bool:
-        value = example_value(node)
-        if not isinstance(value, torch.SymInt | torch.SymFloat):
-            return False
-        return isinstance(value, torch.SymFloat) or bool(self._mentions.search(str(_text(value))))
-
-    def _mixes(self, node: Node) -> bool:
-        name = _name(node)
-        operand = node.all_input_nodes[0] if node.all_input_nodes else node
-        value = example_value(operand)
-        token = self._token_dim(value)
-        if token is None:
-            return False
-        if name in ("conv1d", "conv2d", "conv3d"):
-            return token >= 2
-        if name == "batch_norm":
-            return bool(node.kwargs.get("training", node.args[5] if len(node.args) > 5 else False))
-        if name not in _MIXES:
-            return False
-        return token in _dims_of(node, _MIXES[name], value.dim())
+    def _shares_unrelated_memory(self, node: Node) -> bool:
+        written = node.args[0] if node.args else None
+        value = example_value(written) if isinstance(written, Node) else None
+        return isinstance(value, torch.Tensor) and storage_key(value) in self._unrelated_memory
 
     def _because(self, node: Node, what: str) -> str:
-        return f"padding would change results: {_name(node) or node.name} {what}, at {user_line(node)}"
+        name = op_name(node) or node.name
+        return f"padding would change results: {name} {what}, at {user_line(node)}"
 
 
-def _dims_of(node: Node, position: int | None, rank: int) -> set[int]:
-    """The dims that an operation works along; all of them where it does not say."""
-    if position is None:
-        return {0}
-    given: Any = node.kwargs.get("dim", node.kwargs.get("dims"))
-    if given is None and len(node.args) > position:
-        given = node.args[position]
-    if _name(node) == "layer_norm":
-        return set()
-    if given is None:
-        return {rank - 1} if _name(node) in ("sort", "argsort", "glu") else set(range(rank))
-    listed = given if isinstance(given, tuple | list) else (given,)
-    return {dim % rank for dim in listed if isinstance(dim, int)}
-
-
-def _attends_to_all(node: Node, token_dim: Callable[[Any], int | None]) -> bool:
-    """Whether attention reads keys whose number is padded, and no rule keeps tokens from the later ones."""
-    names = target_names(node)
-    if not any(
-        "attention" in name and name.startswith(("torch.", "aten::", "higher_order::")) for name in names
-    ):
-        return False
-    given: Any = node.kwargs.get("key", node.args[1] if len(node.args) > 1 else None)
-    keys = example_value(given) if isinstance(given, Node) else None
-    if not isinstance(keys, torch.Tensor):
-        return False
-    causal = node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else False)
-    return token_dim(keys) == keys.dim() - 2 and causal is not True
-
-
-def _name(node: Node) -> str:
-    if node.op == "call_method":
-        return str(node.target)
+def _is_custom(node: Node) -> bool:
     if node.op != "call_function":
-        return ""
-    name = str(getattr(node.target, "__name__", ""))
-    known = target_names(node)
-    dotted = next((text.rpartition("::")[2].partition(".")[0] for text in known if "::" in text), "")
-    return dotted or name
+        return False
+    names = [name for name in target_names(node) if "::" in name]
+    return any(
+        name.partition("::")[0] not in _BUILT_IN or re.search(_TRITON, name) is not None for name in names
+    )
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _text(size: Any) -> Any:
-    return dim_text(size) if isinstance(size, int | torch.SymInt) else size
+def _writes(name: str) -> bool:
+    return name in _WRITERS or (name.endswith("_") and not name.endswith("__"))

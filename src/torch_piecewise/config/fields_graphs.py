@@ -68,7 +68,8 @@ class GraphFields:
         metadata=setting(
             Choice(("on_call", "between_calls")),
             "When a size is captured that warmup() did not capture. 'on_call': in a call of it, after "
-            "cudagraph_num_of_warmups calls. 'between_calls': when the handle's capture_pending() is called. "
+            "cudagraph_num_of_warmups calls. 'between_calls': when the handle's "
+            "static_graphs.capture_pending() is called. "
             "capture_only_in_warmup=True: never.",
             "cudagraphs",
             keyed=False,
