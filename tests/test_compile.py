@@ -399,3 +399,14 @@ def test_mode_none_runs_the_model_as_it_is() -> None:
     model = tp.compile(Breaking(), mode="none")
     x = torch.randn(3)
     assert torch.equal(model(x), x + 1)
+
+
+def test_an_error_of_an_eager_piece_prints_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def picked(x: Tensor, index: Tensor) -> Tensor:
+        return x[index]
+
+    call = tp.compile(picked, backend="eager", dynamic_arg_dims={"x": 0}, disable_cache=True)
+    call(torch.randn(3), torch.tensor([0, 1]))
+    with pytest.raises(IndexError):
+        call(torch.randn(3), torch.tensor([0, 9]))
+    assert capsys.readouterr().err == ""

@@ -24,6 +24,9 @@ class EagerCompiler:
 
     def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
         piece = described(piece)
+        # Has a graph whose code is written only when it is first wanted write it: until then ``forward`` goes
+        # through ``__call__``, which prints a traceback of its own where an operation refuses its inputs.
+        _ = piece.graph.code
         return LiveArtifact(self.name, piece.name, range, runnable=piece.graph.forward)
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
