@@ -346,7 +346,7 @@ def test_a_call_in_other_memory_does_not_keep_a_sizes_place() -> None:
         buffer.copy_(rows(4))
         same(model(buffer), reference(buffer))
     counted = table(handle)
-    assert (4, None, "NONE", 1, "input 2 is not the captured one") in counted
+    assert (4, None, "NONE", 1, "x is not the captured one") in counted
     assert (4, 4, "PIECEWISE", 4, "") in counted
 
 
@@ -379,5 +379,5 @@ def test_sizes_that_the_callers_buffer_has_no_room_for_stay_without_a_graph() ->
     x = rows(8)
     for one in (x, buffer):
         same(model(one), reference(one))
-    assert (8, None, "NONE", 1, "the memory of input 2 has no room for size 8") in table(handle)
+    assert (8, None, "NONE", 1, "the memory of x has no room for size 8") in table(handle)
     assert handle.counters["calls_replayed"] == 1

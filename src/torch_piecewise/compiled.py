@@ -14,12 +14,13 @@ from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs import BatchDescriptor, BudgetReport, Dispatch
 from torch_piecewise.dispatch import sizes_of
 from torch_piecewise.entry import MISS, Entry
-from torch_piecewise.errors import ConfigError, GuardError
+from torch_piecewise.errors import ConfigError
 from torch_piecewise.events import Bus, Counters
 from torch_piecewise.example_call import ExampleCall
 from torch_piecewise.inspection import tell
 from torch_piecewise.observing import Observed
 from torch_piecewise.serving import Serving
+from torch_piecewise.serving_warmup import warm_up
 from torch_piecewise.static_calls import StaticCalls
 from torch_piecewise.subject import Subject
 from torch_piecewise.tags import ModelTag, current_tag
@@ -102,8 +103,8 @@ class CompiledCall:
         self._on_restore = on_restore
         self._subject = Subject(function, owner, original, declared)
         self._dims = dims_of_mode(declared or function, config)
-        self._static = StaticCalls(config, self.bus) if config.cudagraph_mode else None
-        if self._static is not None:
+        self._static = StaticCalls(config, self.bus)
+        if config.cudagraph_mode:
             self.counters.also(self._static.counts)
         self._example: ExampleCall | None = None
         self._serving = Serving(
@@ -165,8 +166,8 @@ class CompiledCall:
         )
 
     @property
-    def static_graphs(self) -> StaticCalls | None:
-        """What is captured, and how calls were served; None with ``cudagraph_mode="none"``."""
+    def static_graphs(self) -> StaticCalls:
+        """What is captured, and how calls were served; its ``reason`` says why nothing is."""
         return self._static
 
     def dispatch(self, descriptor: BatchDescriptor, *, allow_full: bool = True) -> Dispatch:
@@ -176,26 +177,29 @@ class CompiledCall:
             descriptor: the batch as it is, not padded.
             allow_full: False where this batch cannot be part of one graph.
         """
-        if self._static is None or not self.entries:
+        if not self.entries:
             return Dispatch(CUDAGraphMode.NONE, descriptor)
         return self._static.dispatch(self.entries[0].program, descriptor, allow_full=allow_full)
 
     def warmup(self, sizes: Iterable[int] | int | None = None) -> BudgetReport | None:
         """Look up, and compile where needed, what serves each size of the dispatch dim; then capture them.
 
-        Static graphs are captured largest first, as far as the budget goes. The model runs on inputs that
-        are all padding, and writes to its caches what that gives.
+        Static graphs of every trace made so far are captured, largest first, as far as the budget goes. The
+        model runs on inputs that are all padding, and writes to its caches what that gives. With
+        ``on_miss="eager"`` and no trace there is nothing to do, which is a warning.
 
         Args:
             sizes: several, or one; None for the sizes that ``cudagraph_capture_sizes`` stands for.
 
         Returns:
-            Where the budget of captures stands; None where nothing is captured.
+            Where the budget of captures stands, all traces together; None where nothing is captured, and the
+            log says why.
 
         Raises:
             ConfigError: the mode compiles nothing here, or ``sizes`` are no sizes.
-            GuardError: the callable has not been traced yet, or a trace does not hold for a size.
-            StaticGraphError: a size cannot be captured; those captured before it stay.
+            GuardError: the callable has not been traced yet (see :meth:`wait`), was restored, or a trace does
+                not hold for a size.
+            StaticGraphError: a size cannot be captured; those that were captured stay.
         """
         if self.config.mode in WHOLE_MODES:
             raise ConfigError(
@@ -205,23 +209,22 @@ class CompiledCall:
                 hint="call the model once with each size instead",
             )
         wanted = None if sizes is None else sizes_of(sizes)
-        if not self.entries:
-            raise GuardError(
-                "Nothing has been traced yet",
-                expected="one call with example inputs before warmup(sizes)",
-                hint="call the model once, under the grad mode it will be served with",
-            )
-        program = self.entries[0].program
-        others = len(program.sizes.symbols) - 1
-        # A capture looks up what serves it by itself, with the other sizes of the calls so far.
-        looks_up = self._static is None or others <= 0
-        for size in wanted or () if looks_up else ():
-            program.table.find((size,) * (others + 1) if others > 0 else size)
-        return self._static.warmup(program, wanted) if self._static is not None else None
+        return warm_up(self._serving, self._static, self.config, wanted)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for what is traced and compiled in the background (``on_miss="background"``, ``upgrade_to``).
+
+        Args:
+            timeout: seconds; None for as long as it takes.
+
+        Returns:
+            Whether nothing is under way any more.
+        """
+        return self._serving.background.wait(timeout)
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Report:
         """What was recorded of this model: cut graph, times, use; see :meth:`Observed.report`."""
-        served = self._static.table().rows() if self._static is not None else ()
+        served = self._static.table().rows()
         return self.observed.report(self._subject.label, self.entries, path, served=served)
 
     def verify(self, inputs: Any, *, rtol: float | None = None, atol: float | None = None) -> Verification:
@@ -279,5 +282,4 @@ class CompiledCall:
         What was captured is given up.
         """
         self._serving.restore(self._on_restore)
-        if self._static is not None:
-            self._static.clear()
+        self._static.clear()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import enum
 
+STATIC_GRAPH_VERBS = ("capture", "weak", "memory_in_use", "turn")
+"""What a class of static graphs has; see ``cudagraphs.StaticGraphBackend``."""
+
 
 class CUDAGraphMode(enum.Enum):
     """How calls replay static graphs.

@@ -36,7 +36,8 @@ class State:
     """The tensors and submodules a program reads beside its arguments; notices when one is replaced.
 
     Attributes:
-        on_other_memory: called when a tensor was replaced or moved, before the call that brought it runs.
+        on_other_memory: called when a tensor was replaced or moved, before the call that brought it runs:
+            with all tensors, in the order of ``inputs``, and the path of that one.
 
     Args:
         inputs: tensors that are graph inputs and no arguments.
@@ -62,7 +63,7 @@ class State:
         hooks = [one for module in modules for one in hook_tables(module)]
         self._no_hooks = tuple(table for table in hooks if not table)
         self._hooks = tuple((table, list(table)) for table in hooks if table)
-        self.on_other_memory: Callable[[], object] = lambda: None
+        self.on_other_memory: Callable[[Sequence[Any], str], object] = lambda _tensors, _path: None
         self.accept([entry.holder[entry.key] for entry in self.inputs if entry.holder is not None])
 
     def accept(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -85,13 +86,32 @@ class State:
     def difference(self, tensors: Sequence[torch.Tensor]) -> str | None:
         """What no longer fits, for people; None, and ``tensors`` accepted, where everything does."""
         if not self._in_same_memory(tensors):
-            self.on_other_memory()
+            self.on_other_memory(tensors, self._first_elsewhere(tensors))
         for entry, tensor in zip(self.inputs, tensors, strict=True):
             wrong = _tensor_difference(tensor, entry.spec)
             if wrong is not None:
                 return f"{entry.path}: {wrong}"
         self.accept(tensors)
         return None
+
+    def _first_elsewhere(self, tensors: Sequence[Any]) -> str:
+        known = zip(self.inputs, tensors, self._known, self._pointers, strict=False)
+        return next(
+            (one.path for one, now, was, place in known if now is not was or now.data_ptr() != place),
+            "a tensor of the model",
+        )
+
+    def look_again(self) -> bool:
+        """Look at the tensors that modules hold as the next call will; whether they fit."""
+        if len(self._known) != len(self.inputs):
+            return True  # no call has come yet
+        now: list[Any] = [
+            known if entry.holder is None else entry.holder.get(entry.key)
+            for entry, known in zip(self.inputs, self._known, strict=True)
+        ]
+        return all(isinstance(one, torch.Tensor) for one in now) and (
+            self.is_known(now) or self.difference(now) is None
+        )
 
     def replaced_child(self) -> str | None:
         """Path of the first submodule that is no longer the traced one."""

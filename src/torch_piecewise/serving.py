@@ -15,6 +15,7 @@ from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.dynamic_dims import Dims
 from torch_piecewise.entry import MISS, CallShape, Entry
+from torch_piecewise.entry_inputs import input_names, inputs_of_call
 from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, MissError, PiecewiseError
 from torch_piecewise.events import Bus, Recompiled
 from torch_piecewise.guard_policy import refusal
@@ -46,7 +47,7 @@ class Serving:
         tag: which part of a model it is.
         bus: told what happens.
         observed: told of each new program, for reports.
-        static: captures static graphs of them; None for none.
+        static: captures static graphs of them.
         whole: serves every call, where the mode makes no programs.
 
     Attributes:
@@ -62,7 +63,7 @@ class Serving:
         tag: ModelTag,
         bus: Bus,
         observed: Observed,
-        static: StaticCalls | None,
+        static: StaticCalls,
         whole: Callable[..., Any] | None,
     ) -> None:
         self.subject = subject
@@ -85,6 +86,16 @@ class Serving:
         self._traces_later = False
         self._kept = 0
         self._restored = False
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether calls run the callable as it is."""
+        return self._restored
+
+    @property
+    def was_called(self) -> bool:
+        """Whether a call came that had to be served by something."""
+        return self._managers is not None
 
     def restore(self, on_restore: Callable[[], None]) -> None:
         """From now on run the callable as it is."""
@@ -210,10 +221,8 @@ class Serving:
 
     def _add(self, entry: Entry) -> None:
         entry.program.rely_on(entry.compared)
-        if self._static is not None:
-            entry.state.on_other_memory = self._static.serve(
-                entry.program, entry.watched if self._config.guards != "none" else frozenset()
-            )
+        if self._config.cudagraph_mode:
+            entry.state.on_other_memory = self._static.serve(entry.program, entry.watched, input_names(entry))
         self._observed.added(entry)
         self.entries = (entry, *self.entries)
         self.calls = tuple(one.call for one in self.entries)
@@ -251,10 +260,17 @@ class Serving:
                     logger.warning("calls stay eager: %s", error)
                     return
                 self._traces_later = False
+                self._tell_what_calls_look_like(args, kwargs)
                 if self._ready_programs > before:  # behind the pieces, which were asked for meanwhile
                     self.background.add(lambda: self._announce(awaited))
 
         self.background.add(trace)
+
+    def _tell_what_calls_look_like(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A warm-up goes by a call, also by one that ran before its trace was there."""
+        inputs = inputs_of_call(self.entries[0], args, kwargs) if self._config.cudagraph_mode else None
+        if inputs is not None:
+            self._static.saw(self.entries[0].program, inputs)
 
     def _new_entry(
         self,

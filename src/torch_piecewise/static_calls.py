@@ -7,6 +7,7 @@ that its trace left behind. All programs of one callable share one pool: their c
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import threading
@@ -39,6 +40,7 @@ from torch_piecewise.events import Bus
 from torch_piecewise.program import Program, SizeKey
 from torch_piecewise.progress import Progress
 from torch_piecewise.replay_facts import ReplayFacts
+from torch_piecewise.static_calls_uncaptured import Uncaptured
 from torch_piecewise.stitching import Runner
 
 logger = logging.getLogger("torch_piecewise")
@@ -55,44 +57,85 @@ class StaticCalls:
     def __init__(self, config: Config, bus: Bus) -> None:
         self._config = config
         self._bus = bus
-        self._class = resolve_static_graph(config.static_graph_class) if config.static_graph_class else None
-        self._uniform = _function(config.cudagraph_uniform_when)
+        asked = config.static_graph_class if config.cudagraph_mode else None
+        self._class = resolve_static_graph(asked) if asked else None
+        self._uniform = _function(config.cudagraph_uniform_when) if config.cudagraph_mode else None
         self._lock = threading.Lock()
         self._backends: dict[torch.device | None, StaticGraphBackend] = {}
         self._runners: dict[Program, StaticGraphRunner] = {}
         self._said: set[str] = set()
         self._spent = Spent()
+        self._uncaptured = Uncaptured()
+        self._numbered: dict[Program, int] = {}
+        self._tell_sizes_without_a_graph()
 
     @property
     def backends(self) -> tuple[StaticGraphBackend, ...]:
         """Where graphs live, one for each device; none while there is nothing to capture."""
         return tuple(self._backends.values())
 
-    def serve(self, program: Program, watched: frozenset[int] = frozenset()) -> Callable[[], None]:
+    @property
+    def reason(self) -> str:
+        """Why nothing is captured; empty where something can be, and before the first trace."""
+        if not self._config.cudagraph_mode:
+            return "cudagraph_mode='none'"
+        return "" if self._runners else "; ".join(self._uncaptured.reasons)
+
+    def serve(
+        self,
+        program: Program,
+        watched: frozenset[int] = frozenset(),
+        names: Mapping[int, str] | None = None,
+    ) -> Callable[[Sequence[Any], str], None]:
         """Let ``program``'s calls replay where they can.
 
         Args:
-            watched: positions of inputs (weights) that somebody else looks at on each call, who calls what
-                this returns when one of them is in other memory.
+            watched: positions of inputs (weights) that somebody else looks at, on each call unless
+                ``guards="none"``.
+            names: what people call inputs, by position.
+
+        Returns:
+            To be called, by whoever watches, with the watched tensors in the order of their positions and
+            the name of the one that is in other memory.
         """
         facts = program.facts
-        if facts is None or not self._config.cudagraph_mode:
-            return lambda: None
+        self._numbered = {**self._numbered, program: len(self._numbered) + 1}
+        if facts is None:
+            self._uncaptured.serve(program, "the trace says nothing about replaying its calls")
+            return _nothing
         backend = self._backend_for(facts)
         mode = self._mode(facts)
         refusal = facts.refusal or (facts.unclear if self._config.cudagraph_padding == "auto" else "")
         if refusal:
             self._say(f"static graphs are not captured: {refusal}")
         if backend is None or refusal or not mode:
-            return lambda: None
-        runner = self._runner(program, facts, backend, mode, watched)
+            no_device = _no_device(facts) if backend is None else ""
+            self._uncaptured.serve(program, refusal or no_device or facts.no_full)
+            return _nothing
+        runner = self._runner(program, facts, backend, mode, watched, names)
         self._runners = {**self._runners, program: runner}
         program.serve_through(
             lambda key, plain: _serving(runner, key, plain, facts, program), runner.code_changed
         )
-        return runner.memory_changed
+        positions = sorted(watched)
+
+        def memory_changed(tensors: Sequence[Any], name: str) -> None:
+            current = zip(positions, tensors, strict=True)
+            runner.memory_changed({at: one for at, one in current if isinstance(one, torch.Tensor)}, name)
+
+        return memory_changed
 
     # -- verbs of the handle
+
+    def saw(self, program: Program, args: Sequence[Any]) -> None:
+        """A call of ``program`` had these inputs, which a warm-up goes by where no other call is known."""
+        runner = self._runners.get(program)
+        if runner is not None:
+            runner.saw(args)
+
+    def captures(self, program: Program) -> bool:
+        """Whether static graphs can be captured of ``program``."""
+        return program in self._runners
 
     def warmup(self, program: Program, sizes: Iterable[int] | None) -> BudgetReport | None:
         """Capture ``sizes`` of a program, largest first, or all that the settings name.
@@ -133,11 +176,15 @@ class StaticCalls:
             runner.clear()
 
     def table(self) -> ReplayTable:
-        """Counts of calls over all programs: size, padded to, mode, why no graph served it."""
+        """Counts of calls: trace, size, padded to, mode, why no graph served it.
+
+        Calls of programs of which nothing can be captured are not in it, but in :meth:`counts`.
+        """
         whole = ReplayTable()
-        for runner in self._runners.values():
+        for program, runner in self._runners.items():
+            trace = self._numbered[program]
             for row in runner.table().rows():
-                whole.count(row.size, row.padded_to, row.mode, row.why, row.count)
+                whole.count(row.size, row.padded_to, row.mode, row.why, row.count, trace)
         return whole
 
     def captured(self) -> tuple[Dispatch, ...]:
@@ -148,13 +195,25 @@ class StaticCalls:
         """Where the budget of each program stands."""
         return tuple(runner.report() for runner in self._runners.values())
 
+    def report(self) -> BudgetReport | None:
+        """Where the budget stands, all programs together; None where nothing is captured."""
+        reports = self.reports()
+        if not reports:
+            return None
+        return dataclasses.replace(
+            reports[-1],
+            captured=sum(one.captured for one in reports),
+            evicted=sum(one.evicted for one in reports),
+            refused=sum(one.refused for one in reports),
+        )
+
     def counts(self) -> Mapping[str, int]:
         """How many calls were replayed, and how many ran without graphs."""
         rows = self.table().rows()
         replayed = sum(row.count for row in rows if row.mode)
         return {
             "calls_replayed": replayed,
-            "calls_without_graphs": sum(row.count for row in rows) - replayed,
+            "calls_without_graphs": sum(row.count for row in rows) - replayed + self._uncaptured.calls,
         }
 
     # -- parts
@@ -194,6 +253,7 @@ class StaticCalls:
         backend: StaticGraphBackend,
         mode: CUDAGraphMode,
         watched: frozenset[int],
+        names: Mapping[int, str] | None,
     ) -> StaticGraphRunner:
         config = self._config
         has_sizes = program.sizes.dispatch is not None
@@ -213,10 +273,12 @@ class StaticCalls:
             uniform_when=self._uniform_when(facts),
             options=self._options(facts, watched, has_sizes=has_sizes),
             bus=self._bus,
+            names=names,
         )
 
     def _options(self, facts: ReplayFacts, watched: frozenset[int], *, has_sizes: bool) -> RunnerOptions:
         config = self._config
+        looked_at = watched if config.guards != "none" else frozenset()
         when = CaptureWhen.WARMUP if config.capture_only_in_warmup else CaptureWhen(config.cudagraph_capture)
         no_padding = {
             "auto": facts.no_padding if has_sizes else "",
@@ -231,7 +293,7 @@ class StaticCalls:
             outputs=OutputPolicy(config.cudagraph_outputs),
             copy_inputs=config.cudagraph_copy_inputs,
             check_addresses=config.check_addresses or None,
-            always_check=frozenset(range(facts.count)) - watched,
+            always_check=frozenset(range(facts.count)) - looked_at,
             no_padding=no_padding,
             only_marked=facts.partitioned,
             budget=GraphBudget(config.cudagraph_memory_budget, config.cudagraph_time_budget),
@@ -245,10 +307,29 @@ class StaticCalls:
         names = dict(facts.names)
         return lambda args: bool(asked({name: args[at] for name, at in names.items()}))
 
+    def _tell_sizes_without_a_graph(self) -> None:
+        config, per_request = self._config, self._config.cudagraph_tokens_per_request
+        if not config.cudagraph_mode or config.cudagraph_mode.mixed_mode():
+            return
+        odd = [size for size in config.cudagraph_capture_sizes or () if size % per_request]
+        if odd:
+            self._say(
+                f"cudagraph_capture_sizes {odd} are not captured: only decode batches are, of "
+                f"cudagraph_tokens_per_request={per_request} tokens each"
+            )
+
     def _say(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             logger.warning("%s", text)
+
+
+def _nothing(_tensors: Sequence[Any], _name: str) -> None:
+    pass
+
+
+def _no_device(facts: ReplayFacts) -> str:
+    return f"the model works on {facts.device or 'no device'}, and static_graph_class names no class for it"
 
 
 def _serving(

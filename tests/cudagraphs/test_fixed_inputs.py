@@ -73,9 +73,9 @@ def test_what_is_not_dynamic_must_be_what_it_was():
     assert inputs.refusal((x, weight, 5, None, "a")) == ""
     assert inputs.refusal((x, weight.view(3), 5, None, "a")) == ""
     assert inputs.refusal((x, weight.clone(), 5, None, "a")) == "input 1 is not the captured one"
-    assert inputs.refusal((x, weight, 6, None, "a")) == "input 2 is not the captured one"
-    assert inputs.refusal((x, weight, 5, 1, "a")) == "input 3 is not the captured one"
-    assert inputs.refusal((x, weight, True, None, "a")) == "input 2 is not the captured one"
+    assert inputs.refusal((x, weight, 6, None, "a")) == "input 2 is 6, captured with 5"
+    assert inputs.refusal((x, weight, 5, 1, "a")) == "input 3 is 1, captured with None"
+    assert inputs.refusal((x, weight, True, None, "a")) == "input 2 is True, captured with 5"
     assert inputs.refusal((x, weight, 5, None)) == "another number of inputs"
 
 

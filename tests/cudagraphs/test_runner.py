@@ -172,7 +172,8 @@ def test_a_context_decides_where_there_is_one():
             torch.testing.assert_close(runner(x, model.weight)[0], model.eager(x))
     assert rows(runner) == [
         (3, 4, FULL, 1, ""),
-        (3, None, NONE, 2, "no graph is meant for it"),
+        (3, None, NONE, 1, "forward_context says 2 tokens, the call has 3"),
+        (3, None, NONE, 1, "no graph is meant for it"),
         (3, 4, PIECEWISE, 1, ""),
     ]
 
@@ -349,7 +350,7 @@ def test_sizes_can_be_added_by_a_later_warmup():
     x = torch.randn(5, 3)
     torch.testing.assert_close(runner(x, model.weight)[0], model.eager(x))
     torch.testing.assert_close(runner(x[:2], model.weight)[0], model.eager(x[:2]))
-    assert [row[:3] for row in rows(runner)] == [(2, None, NONE), (5, 6, PIECEWISE)]
+    assert [row[:3] for row in rows(runner)] == [(2, 2, PIECEWISE), (5, 6, PIECEWISE)]
 
 
 def test_a_warmup_needs_an_example_or_a_call_before():

@@ -55,3 +55,8 @@ def test_a_dump_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="torch_piecewise"):
         dumps.write(0, "fuse", "after", graph())
     assert "No dump of the graph after fuse" in caplog.text
+
+
+def test_a_folder_says_whose_graph_it_is(tmp_path):
+    made = DumpFolder.under(tmp_path, Range(1, 8), "my/tag.submod_0")
+    assert made.path == tmp_path / "passes" / "my_tag.submod_0.1-8.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -80,6 +80,12 @@ class CompileOptions:
     passes: PassPlan | None = None
     ambient: Ambient = field(default_factory=Ambient.now)
     partitions: bool = False
+
+    def for_piece(self, label: str) -> CompileOptions:
+        """The same, with the dumps of the passes under ``label``."""
+        if self.passes is None or self.passes.debug_dump_path is None:
+            return self
+        return replace(self, passes=replace(self.passes, dump_label=label))
 
     def context(self, range: Range) -> AbstractContextManager[object]:
         """What is in force around a compile for ``range``: the pass context."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch_piecewise.config.fields_setting import setting
-from torch_piecewise.config.kinds import Bool, Choice, Dotted, Int, Items, OrNone, Seconds, Table, in_order
-from torch_piecewise.config.own_kinds import Function, GraphMode, pad_value
+from torch_piecewise.config.kinds import Bool, Choice, Int, Items, OrNone, Seconds, Table, in_order
+from torch_piecewise.config.own_kinds import Function, GraphMode, StaticGraphChoice, pad_value
 from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.frozen_map import FrozenMap
 
@@ -68,7 +68,8 @@ class GraphFields:
         metadata=setting(
             Choice(("on_call", "between_calls")),
             "When a size is captured that warmup() did not capture. 'on_call': in a call of it, after "
-            "cudagraph_num_of_warmups calls. 'between_calls': when the handle's capture_pending() is called. "
+            "cudagraph_num_of_warmups calls. 'between_calls': when the handle's "
+            "static_graphs.capture_pending() is called. "
             "capture_only_in_warmup=True: never.",
             "cudagraphs",
             keyed=False,
@@ -170,12 +171,12 @@ class GraphFields:
             keyed=False,
         ),
     )
-    static_graph_class: str | None = field(
+    static_graph_class: str | type[Any] | None = field(
         default=None,
         metadata=setting(
-            OrNone(Dotted()),
-            "Dotted name of the class that captures and replays on this device. None: CUDA graphs on a GPU; "
-            "elsewhere a warning, and calls run without static graphs.",
+            OrNone(StaticGraphChoice()),
+            "The class that captures and replays on this device, or its dotted name. None: CUDA graphs on a "
+            "GPU; elsewhere a warning, and calls run without static graphs.",
             "cudagraphs",
             keyed=False,
         ),

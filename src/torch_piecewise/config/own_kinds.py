@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_piecewise.config.kinds import Dotted, Name, as_int, bad_value
-from torch_piecewise.cudagraph_mode import CUDAGraphMode
+from torch_piecewise.cudagraph_mode import STATIC_GRAPH_VERBS, CUDAGraphMode
 from torch_piecewise.errors import ConfigError, did_you_mean
 from torch_piecewise.frozen_map import FrozenMap
 
@@ -183,6 +183,28 @@ class CompilerChoice:
         missing = [verb for verb in _COMPILER_VERBS if not _has(value, verb)]
         if missing:
             raise bad_value(label, self, value, f"a {type(value).__name__} lacks {', '.join(missing)}")
+        return value
+
+    def parse(self, text: str) -> object:
+        return text
+
+
+@dataclass(frozen=True)
+class StaticGraphChoice:
+    """What captures and replays: the dotted name of a class, or the class."""
+
+    @property
+    def expected(self) -> str:
+        return f"{Dotted().expected}, or such a class: one with {', '.join(STATIC_GRAPH_VERBS)}"
+
+    def check(self, label: str, value: object) -> object:
+        if isinstance(value, str):
+            return Dotted().check(label, value)
+        if not isinstance(value, type):
+            raise bad_value(label, self, value, "give the class itself, which is made where it is needed")
+        missing = [verb for verb in STATIC_GRAPH_VERBS if not callable(getattr(value, verb, None))]
+        if missing:
+            raise bad_value(label, self, value, f"{value.__name__} lacks {', '.join(missing)}")
         return value
 
     def parse(self, text: str) -> object:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from torch_piecewise.cudagraph_mode import STATIC_GRAPH_VERBS
 from torch_piecewise.errors import ConfigError
 
 Value = Any
@@ -83,15 +84,13 @@ class RecordsCalls(Protocol):
         """Record ``fn(*args, **kwargs)`` as one operation, and return its results."""
 
 
-_VERBS = ("capture", "weak", "memory_in_use", "turn")
-
 STATIC_GRAPH_VARIABLE = "TORCH_PIECEWISE_STATIC_GRAPH_CLASS"
 """The environment's ``static_graph_class``."""
 
 
 def missing_verbs(backend: object) -> list[str]:
     """Verbs of :class:`StaticGraphBackend` that a class or an instance of one lacks."""
-    return [verb for verb in _VERBS if not callable(getattr(backend, verb, None))]
+    return [verb for verb in STATIC_GRAPH_VERBS if not callable(getattr(backend, verb, None))]
 
 
 def resolve_static_graph(name: str | type[StaticGraphBackend]) -> type[StaticGraphBackend]:
@@ -134,7 +133,7 @@ def _with_verbs(found: type[Any], name: str) -> type[StaticGraphBackend]:
     if missing:
         raise ConfigError(
             f"{name} is no static-graph class",
-            expected=f"a class with {', '.join(_VERBS)}",
+            expected=f"a class with {', '.join(STATIC_GRAPH_VERBS)}",
             got=f"a class without {', '.join(missing)}",
             hint="see torch_piecewise.cudagraphs.StaticGraphBackend for what each one does",
         )

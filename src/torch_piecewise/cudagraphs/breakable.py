@@ -133,6 +133,9 @@ def capture_plan(
         session.end()
         session.check()
         _refuse_gradients(outputs)
+    except torch.OutOfMemoryError as error:
+        session.abort(error)
+        raise session.failure(error) from error
     except BaseException as error:
         session.abort(error)
         raise

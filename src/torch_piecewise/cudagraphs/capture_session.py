@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from torch_piecewise.cudagraphs.base import RecordsCalls, StaticGraph, StaticGraphBackend, Value
+from torch_piecewise.cudagraphs.capture_failed import CaptureFailed, capture_failed
 from torch_piecewise.cudagraphs.partitions import PartCapture, PartReplay, memory_of
 from torch_piecewise.errors import StaticGraphError
 from torch_piecewise.torch_private.cudagraphs import flatten, unflatten
@@ -82,19 +84,37 @@ class Session:
             self._begin()
 
     def _begin(self) -> None:
-        context = self.backend.capture(collect=self._collect)
-        self._collect = False
-        self.graphs.append(context.__enter__())
+        with self._device_fails():
+            context = self.backend.capture(collect=self._collect)
+            self._collect = False
+            self.graphs.append(context.__enter__())
         self._open = context
 
     def end(self) -> None:
         if self._open is None:
             return
         context, self._open = self._open, None
-        context.__exit__(None, None, None)
+        with self._device_fails():
+            context.__exit__(None, None, None)
         self._settle_arrivals()
         self.steps.append(self.graphs[-1].replay)
         self.graphs[-1].replay()
+
+    @contextlib.contextmanager
+    def _device_fails(self) -> Iterator[None]:
+        """What is raised here comes from the device's class, not from the captured code."""
+        try:
+            yield
+        except StaticGraphError:
+            raise
+        except Exception as error:
+            raise self.failure(error) from error
+
+    def failure(self, error: Exception) -> CaptureFailed:
+        """``error`` as a capture that failed."""
+        failed = capture_failed(error)
+        failed.has_run = any(isinstance(step, _EagerStep) for step in self.steps)
+        return failed
 
     def plan_steps(self) -> tuple[Callable[[], object], ...]:
         """What a replay does, each step without arguments."""

@@ -17,10 +17,11 @@ from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
 from torch_piecewise.cudagraphs.breakable import capture_plan
 from torch_piecewise.cudagraphs.budget import BudgetReport, Ledger
+from torch_piecewise.cudagraphs.capture_failed import capture_failed
 from torch_piecewise.cudagraphs.dispatcher import Dispatch
 from torch_piecewise.cudagraphs.extents import DynamicInput, Extent
 from torch_piecewise.cudagraphs.fixed_inputs import CallTemplate, FixedInputs, InputMemory
-from torch_piecewise.cudagraphs.graph_events import CaptureRefused, SizeCaptured, SizeEvicted
+from torch_piecewise.cudagraphs.graph_events import CaptureRefused, SizeCaptured, SizeDropped, SizeEvicted
 from torch_piecewise.cudagraphs.outputs import OutputPolicy, StaticOutputs
 from torch_piecewise.cudagraphs.plan import ReplayPlan
 from torch_piecewise.cudagraphs.runner_options import RunnerOptions
@@ -74,6 +75,7 @@ class CapturedSizes:
         extents: dims and numbers of outputs that follow the size.
         options: how to capture.
         bus: told of captures, evictions and refusals.
+        names: what people call inputs, by position.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class CapturedSizes:
         extents: Mapping[int, Sequence[Extent]],
         options: RunnerOptions,
         bus: Bus,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self._line_for = line_for
         self._backend = backend
@@ -93,6 +96,7 @@ class CapturedSizes:
         self._extents = extents
         self._options = options
         self._bus = bus
+        self._names = names
         wanted = options.check_addresses
         self._check = backend.checks_addresses if wanted is None else wanted
         self._memory = InputMemory()
@@ -146,9 +150,22 @@ class CapturedSizes:
         """Make input buffers large enough for calls of ``size`` when they are next made."""
         self._largest = max(self._largest, size)
 
+    def make_room(self, template: CallTemplate) -> tuple[Dispatch, ...]:
+        """Make input buffers that such calls of all expected sizes fit; what is given up for it."""
+        try:
+            outgrown = self._memory.reserve(template, self._largest)
+        except torch.OutOfMemoryError as error:
+            raise capture_failed(error) from error
+        if not outgrown:
+            return ()
+        _log.info("an input outgrew its buffer; what was captured on the old one is given up")
+        gone = self.keys()
+        self.drop_all()
+        return gone
+
     def template(self, args: Sequence[Any]) -> CallTemplate:
         """Everything about these arguments except size and dynamic values."""
-        return CallTemplate(args, self._dynamic, self._numbers)
+        return CallTemplate(args, self._dynamic, self._numbers, self._names)
 
     def run_padded(self, key: Dispatch, args: Sequence[Any], size: int) -> Value:
         """Serve a call without capturing it, by the code and on the memory that are to be captured."""
@@ -169,6 +186,7 @@ class CapturedSizes:
         bound.copy_back(args)
         captured.replays[size] = 1
         result = captured.outputs.hand_out(size)
+        del captured  # its memory is to come back where it has to go
         self._settle(key, may_evict=True)
         return result
 
@@ -217,11 +235,12 @@ class CapturedSizes:
     def drop_all(self) -> None:
         """Give up every graph; what is called again may be captured again."""
         for key in tuple(self._captured):
-            self._drop(key)
+            self.drop(key)
 
     def drop(self, key: Dispatch) -> None:
         """Give up the graphs of ``key``, which has some; when it is called again it may be captured again."""
-        self._drop(key)
+        freed = self._drop(key)
+        self._bus.emit(SizeDropped(mode=key.mode, descriptor=key.descriptor, freed=freed))
 
     def give_up(self, key: Dispatch, reason: str) -> None:
         """Do not capture ``key`` any more until the next warm-up."""
@@ -242,9 +261,7 @@ class CapturedSizes:
     def _fixed_inputs(self, key: Dispatch, template: CallTemplate) -> FixedInputs:
         size = key.descriptor.num_tokens
         self.expect_size(size)
-        if self._memory.reserve(template, self._largest):
-            _log.info("an input outgrew its buffer; what was captured on the old one is given up")
-            self.drop_all()
+        self.make_room(template)
         always = self._options.always_check
         return FixedInputs(template, self._memory, size, check_addresses=self._check, always_check=always)
 
@@ -317,6 +334,7 @@ class CapturedSizes:
         self._stale.discard(key)
         captured.plan.reset()
         self._count(captured)
+        del captured  # a pool gives memory back when nobody holds its last graph
         freed = before - self._backend.memory_in_use()
         self._ledger.charge(-freed)
         self._ledger.leave(key, evicted=evicted)

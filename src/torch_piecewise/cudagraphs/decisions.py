@@ -43,7 +43,10 @@ class Decisions:
         """What serves a call."""
         context = current_forward_context()
         if context is not None:
-            fits = size <= context.descriptor.num_tokens and self._dispatcher.policy.has_mode(context.mode)
+            if context.mode and size > context.descriptor.num_tokens:
+                said = context.descriptor.num_tokens
+                return Refusal(f"forward_context says {said} tokens, the call has {size}")
+            fits = self._dispatcher.policy.has_mode(context.mode)
             mode = context.mode if fits else CUDAGraphMode.NONE
             return self._checked(Dispatch(mode, context.descriptor), size)
         uniform = self._uniform_when is not None and self._uniform_when(args)

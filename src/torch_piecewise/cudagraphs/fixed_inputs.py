@@ -46,6 +46,7 @@ class CallTemplate:
         args: arguments of some call, of any size.
         dynamic: the inputs that change from call to call, by position; all others stay.
         numbers: numbers among the inputs that follow the size of the call, by position.
+        names: what people call inputs, by position.
 
     Attributes:
         refusal: why nothing can be captured for such arguments; empty where it can.
@@ -59,14 +60,26 @@ class CallTemplate:
         args: Sequence[Any],
         dynamic: Mapping[int, DynamicInput],
         numbers: Mapping[int, Extent] | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self.numbers = numbers or {}
+        self._names = names or {}
         self.changing = [_changing(args, at, declared) for at, declared in sorted(dynamic.items())]
         self.lasting = [
             (at, value) for at, value in enumerate(args) if at not in dynamic and at not in self.numbers
         ]
         gaps = [changing.position for changing in self.changing if _has_gaps(args[changing.position])]
-        self.refusal = f"input {gaps[0]} has gaps in memory" if gaps else ""
+        self.refusal = f"{self.name(gaps[0])} has gaps in memory: give it .contiguous()" if gaps else ""
+
+    def name(self, position: int) -> str:
+        """What people call an input."""
+        return self._names.get(position, f"input {position}")
+
+    def renewed(self, current: Mapping[int, torch.Tensor]) -> CallTemplate:
+        """The same call with other tensors among those that stay."""
+        made = copy.copy(self)
+        made.lasting = [(at, current.get(at, value)) for at, value in self.lasting]
+        return made
 
     def in_place(self, dynamic: Mapping[int, DynamicInput], size: int) -> CallTemplate:
         """What a call of another size looks like whose inputs begin where those of this call do.
@@ -81,7 +94,7 @@ class CallTemplate:
         ]
         short = [at for at, value in made.lasting if value is None and at in dynamic]
         made.refusal = made.refusal or (
-            f"the memory of input {short[0]} has no room for size {size}" if short else ""
+            f"the memory of {self.name(short[0])} has no room for size {size}" if short else ""
         )
         return made
 
@@ -155,10 +168,10 @@ class FixedInputs:
         if not all(map(operator.is_, self._pick(args), self._lasting_values)):
             for at, value in self._lasting:
                 if args[at] is not value and not _is_same(args[at], value):
-                    return f"input {at} is not the captured one"
+                    return _other(self.template.name(at), args[at], value)
         for at, place in self._addresses:
             if TensorPlace.of(args[at]) != place:
-                return f"input {at} has moved"
+                return f"{self.template.name(at)} has moved"
         return ""
 
     def moved(self, args: Sequence[Any]) -> frozenset[int]:
@@ -179,7 +192,8 @@ class FixedInputs:
         found = self._bound.get(size)
         if found is None:
             with plain_tensors():
-                found = BoundInputs([_bind(changing, place, size) for changing, place in self._inputs])
+                bindings = [_bind(changing, place, size) for changing, place in self._inputs]
+                found = BoundInputs(bindings, self.template.name)
             self._bound[size] = found
         return found
 
@@ -204,7 +218,8 @@ class _Binding:
 class BoundInputs:
     """Copies the dynamic inputs of calls of one size, which may be smaller than the captured one."""
 
-    def __init__(self, bindings: Sequence[_Binding]) -> None:
+    def __init__(self, bindings: Sequence[_Binding], name: Callable[[int], str] = "input {}".format) -> None:
+        self._name = name
         self._checks = [(b.position, b.place.shape, b.place.dtype, b.place.device) for b in bindings]
         self._copies = [(b.position, b.place) for b in bindings]
         self._pads = [(tail, b.pad_value) for b in bindings for tail in b.tails]
@@ -215,9 +230,9 @@ class BoundInputs:
         for position, shape, dtype, device in self._checks:
             given = args[position]
             if not isinstance(given, torch.Tensor) or given.shape != shape:
-                return f"input {position} has another shape"
+                return f"{self._name(position)} has another shape"
             if given.dtype is not dtype or given.device != device:
-                return f"input {position} has another dtype or device"
+                return f"{self._name(position)} has another dtype or device"
         return ""
 
     def fill(self, args: Sequence[Any]) -> None:
@@ -301,6 +316,13 @@ def _has_gaps(value: torch.Tensor) -> bool:
     dense = dense_stride(inner_dims_first(value), value.shape)
     steps = zip(value.shape, value.stride(), dense, strict=True)
     return any(size > 1 and step != close for size, step, close in steps)
+
+
+def _other(name: str, given: Value, captured: Value) -> str:
+    plain = (int, float, str, type(None))
+    if isinstance(given, plain) and isinstance(captured, plain):
+        return f"{name} is {given!r}, captured with {captured!r}"
+    return f"{name} is not the captured one"
 
 
 def _is_same(given: Value, captured: Value) -> bool:

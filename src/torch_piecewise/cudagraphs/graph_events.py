@@ -48,6 +48,23 @@ class SizeEvicted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizeDropped(Event):
+    """The graphs of a kind of batch were given up: they stood on memory that is not used any more.
+
+    Attributes:
+        freed: bytes that the device got back, measured.
+    """
+
+    mode: CUDAGraphMode
+    descriptor: BatchDescriptor
+    freed: int
+
+    def counts(self) -> tuple[tuple[str, int], ...]:
+        """Kinds of batches."""
+        return (("sizes_dropped", 1),)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptureRefused(Event):
     """A kind of batch stays without a graph."""
 

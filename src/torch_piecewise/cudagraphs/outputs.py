@@ -92,7 +92,7 @@ class StaticOutputs:
                 raise StaticGraphError(
                     "A static graph was to be replayed while results of its last call are still held",
                     expected="results of one call are dropped or copied before the next call",
-                    hint="call .clone() on what is to be kept, or use OutputPolicy.COPY",
+                    hint="call .clone() on what is to be kept, or set cudagraph_outputs='copy'",
                 )
         self._lent.clear()
 

@@ -17,7 +17,10 @@ from torch_piecewise.cudagraphs.fixed_inputs import FixedInputs
 _log = logging.getLogger(__name__)
 
 MOST_RECAPTURES = 8
-"""How often captures may be given up because memory changed, before there are no more of them."""
+"""How often in a row captures may be given up because memory changed, before there are no more of them."""
+
+STABLE_REPLAYS = 8
+"""So many replays between two changes of memory pay for the captures: the changes are not in a row."""
 
 
 class Verdict(enum.Enum):
@@ -44,14 +47,17 @@ class Recaptures:
     def __init__(self, in_place: Mapping[int, DynamicInput]) -> None:
         self._in_place = frozenset(in_place)
         self._strays: dict[Dispatch, tuple[object, ...]] = {}
-        self.count = 0
+        self._replays = 0
+        self._count = 0
+        self.why = ""
 
     def are_over(self) -> bool:
-        """Whether memory changed so often that nothing is captured any more."""
-        return self.count > MOST_RECAPTURES
+        """Whether memory changed so often that nothing is captured any more, until the next warm-up."""
+        return self._count > MOST_RECAPTURES
 
     def fits(self, key: Dispatch) -> None:
         """A call was served by what was captured for ``key``."""
+        self._replays += 1
         if self._strays:
             self._strays.pop(key, None)
 
@@ -67,16 +73,22 @@ class Recaptures:
         self._strays[key] = places
         return Verdict.GIVE_UP_ONE if places == before else Verdict.KEEP
 
-    def note(self) -> None:
-        """Something captured was given up because memory changed."""
-        self.count += 1
+    def note(self, name: str) -> None:
+        """Something captured was given up because ``name`` lies in other memory."""
+        self._count = 1 if self._replays >= STABLE_REPLAYS else self._count + 1
+        self._replays = 0
         self._strays.clear()
-        if self.count == MOST_RECAPTURES + 1:
-            _log.warning("tensors that are captured change with every call; nothing is captured any more")
+        if self._count == MOST_RECAPTURES + 1:
+            self.why = f"its memory changes from call to call: {name}"
+            _log.warning(
+                "%s comes in other memory again and again: nothing is captured any more until the next "
+                "warmup(); change its values in place instead (copy_)",
+                name,
+            )
 
     def forget(self) -> None:
         """Start again from nothing."""
-        self.count = 0
+        self._count = self._replays = 0
         self._strays.clear()
 
 

@@ -274,7 +274,7 @@ class GraphRecorder:
             raise StaticGraphError("A static graph was to be captured while another one is being captured")
         recording = Recording(self._pool, self._count_replay)
         self._mode = mode = _RecordMode(recording, self._pool)
-        self._pool.graphs.add(recording)
+        self._pool.begin(recording)
         try:
             with _HostReads(mode), mode:
                 yield recording

@@ -39,6 +39,12 @@ class RecorderPool:
         self.graphs: weakref.WeakSet[Any] = weakref.WeakSet()
         self._blocks: list[_Block] = []
 
+    def begin(self, recording: object) -> None:
+        """Let ``recording`` use the pool; the first one after all others are gone finds it empty."""
+        if not self.graphs:
+            self._blocks = [block for block in self._blocks if not block.is_free()]
+        self.graphs.add(recording)
+
     def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
         """Memory for a tensor with the size, stride and dtype of ``tensor``, which has elements."""
         extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))

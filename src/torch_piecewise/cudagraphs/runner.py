@@ -40,6 +40,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ from torch_piecewise.cudagraph_mode import CUDAGraphMode
 from torch_piecewise.cudagraphs.base import StaticGraphBackend, Value
 from torch_piecewise.cudagraphs.breakable import capture_in_progress
 from torch_piecewise.cudagraphs.budget import BudgetReport
+from torch_piecewise.cudagraphs.capture_failed import CaptureFailed
 from torch_piecewise.cudagraphs.captured_sizes import CapturedSize, CapturedSizes, Line
 from torch_piecewise.cudagraphs.context import in_capture_phase
 from torch_piecewise.cudagraphs.decisions import Decisions, Refusal
@@ -62,7 +64,6 @@ from torch_piecewise.events import Bus
 
 _log = logging.getLogger(__name__)
 
-_UNSTABLE = Refusal("its memory changes from call to call")
 _UNCOPIED = "calls are not padded where inputs are not copied"
 
 
@@ -82,7 +83,7 @@ class StaticGraphRunner:
             :func:`forward_context` says so.
         options: None for the defaults.
         bus: told of captures, evictions and refusals.
-
+        names: what people call inputs, by position; None for their positions.
     """
 
     def __init__(
@@ -98,15 +99,17 @@ class StaticGraphRunner:
         uniform_when: Callable[[Sequence[Any]], bool] | None = None,
         options: RunnerOptions | None = None,
         bus: Bus | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self._line_for = line_for
+        self._names = names or {}
         self.dispatcher = self._dispatcher = dispatcher
         self._turn = backend.turn()
         self._options = options or RunnerOptions()
         self._size_at = size_at or _first_extent(inputs)
         dynamic = inputs if self._options.copy_inputs else {}
         self._sizes = CapturedSizes(
-            line_for, backend, dynamic, numbers or {}, outputs or {}, self._options, bus or Bus()
+            line_for, backend, dynamic, numbers or {}, outputs or {}, self._options, bus or Bus(), names
         )
         self._table = self._sizes.table()
         in_place = {} if self._options.copy_inputs else inputs
@@ -143,7 +146,8 @@ class StaticGraphRunner:
         """
         if capture_in_progress():
             return self._line_for(size)(*args)
-        key = self._decisions.of(size, args) if not self._recaptures.are_over() else _UNSTABLE
+        unstable = self._recaptures.are_over()
+        key = Refusal(self._recaptures.why) if unstable else self._decisions.of(size, args)
         if isinstance(key, Refusal):
             return self._run_plain(size, args, key.why, plain)
         if torch.is_grad_enabled() and _wants_gradients(args):
@@ -177,6 +181,7 @@ class StaticGraphRunner:
         wanted = None if sizes is None else sorted(set(sizes))
         with self._turn, self._occupied():
             self._notice_new_code()
+            self._recaptures.forget()
             for size in wanted or ():
                 self._dispatcher.add_size(size)
             self._decisions.forget()
@@ -192,10 +197,21 @@ class StaticGraphRunner:
         with self._turn, self._occupied():
             return self._unattended.capture_asked()
 
-    def memory_changed(self) -> None:
-        """Give up what was captured: a tensor that is not dynamic is in other memory now."""
+    def memory_changed(self, current: Mapping[int, torch.Tensor], name: str = "a tensor") -> None:
+        """Give up what was captured: a tensor that is not dynamic is in other memory now.
+
+        Args:
+            current: such tensors as the next calls bring them, by position.
+            name: of the one that is elsewhere.
+        """
         with self._turn:
-            self._forget_memory()
+            self._forget_memory(name)
+            self._unattended.renew(current)
+
+    def saw(self, args: Sequence[Any]) -> None:
+        """Learn from a call that was served elsewhere what calls look like."""
+        with self._turn:
+            self._unattended.saw(args)
 
     def code_changed(self) -> None:
         """There is other code to capture than before, that computes the same; on any thread.
@@ -262,9 +278,10 @@ class StaticGraphRunner:
             return False
         verdict = self._recaptures.judge(key, captured.inputs, args)
         if verdict is Verdict.GIVE_UP_ALL:
-            self._forget_memory()
+            self._forget_memory(self._named(captured.inputs.moved(args)))
+            self._unattended.forget()
         elif verdict is Verdict.GIVE_UP_ONE:
-            self._recaptures.note()
+            self._recaptures.note(self._named(captured.inputs.moved(args)))
             self._sizes.drop(key)
         return verdict is not Verdict.KEEP
 
@@ -272,11 +289,14 @@ class StaticGraphRunner:
         if self._options.capture is CaptureWhen.BETWEEN_CALLS and not self._sizes.is_current(key):
             self._unattended.ask(key, captured.inputs.template)
 
-    def _forget_memory(self) -> None:
+    def _forget_memory(self, name: str) -> None:
         if self._sizes.keys():
-            self._recaptures.note()
+            self._recaptures.note(name)
         self._sizes.drop_all()
-        self._unattended.forget()
+
+    def _named(self, positions: AbstractSet[int]) -> str:
+        names = [self._names.get(at, f"input {at}") for at in sorted(positions)[:1]]
+        return names[0] if names else "a tensor"
 
     def _serve_uncaptured(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
         why = self._sizes.why_not(key)
@@ -302,6 +322,10 @@ class StaticGraphRunner:
     def _warm_up_and_capture(self, key: Dispatch, size: int, args: Sequence[Any]) -> Value:
         # For each thread, since a thread's handles of libraries (cuBLAS) cannot be made in a capture.
         visit = (key, threading.get_ident())
+        try:
+            self._sizes.make_room(self._sizes.template(args))
+        except CaptureFailed as error:
+            return self._without(key, error)
         while self._visits.get(visit, 0) < self._options.warmups:
             self._visits[visit] = self._visits.get(visit, 0) + 1
             result = self._sizes.run_padded(key, args, size)
@@ -311,11 +335,16 @@ class StaticGraphRunner:
         try:
             return self._sizes.capture_call(key, args, size)
         except StaticGraphError as error:
-            self._sizes.give_up(key, error.what)
-            if key.mode is not CUDAGraphMode.FULL:
+            has_run = error.has_run if isinstance(error, CaptureFailed) else True
+            if key.mode is not CUDAGraphMode.FULL and has_run:
+                self._sizes.give_up(key, error.what)
                 raise  # what came before the refused part has run, cuts among it
-            _log.warning("%s stays without a static graph: %s", key.descriptor, error)
-            return Refusal(error.what)
+            return self._without(key, error)
+
+    def _without(self, key: Dispatch, error: StaticGraphError) -> Refusal:
+        self._sizes.give_up(key, error.what)
+        _log.warning("%s stays without a static graph: %s", key.descriptor, error)
+        return Refusal(error.what)
 
     def _run_plain(self, size: int, args: Sequence[Any], why: str, plain: Line | None) -> Value:
         self._table.count(size, None, CUDAGraphMode.NONE, why)

@@ -18,6 +18,7 @@ class TableRow:
         mode: ``FULL`` or ``PIECEWISE`` where a graph served it, else ``NONE``.
         count: how many such calls.
         why: for ``NONE``, why no graph served it; else empty.
+        trace: which trace of a compiled callable it was, 1 for the first; 0 where nobody said.
     """
 
     size: int
@@ -25,6 +26,7 @@ class TableRow:
     mode: CUDAGraphMode
     count: int
     why: str = ""
+    trace: int = 0
 
 
 class ReplayTable:
@@ -32,13 +34,19 @@ class ReplayTable:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[tuple[int, int | None, CUDAGraphMode, str], int] = {}
+        self._counts: dict[tuple[int, int | None, CUDAGraphMode, str, int], int] = {}
 
     def count(
-        self, size: int, padded_to: int | None, mode: CUDAGraphMode, why: str = "", times: int = 1
+        self,
+        size: int,
+        padded_to: int | None,
+        mode: CUDAGraphMode,
+        why: str = "",
+        times: int = 1,
+        trace: int = 0,
     ) -> None:
         """One more call of ``size``, or several."""
-        key = (size, padded_to, mode, why)
+        key = (size, padded_to, mode, why, trace)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + times
 
@@ -46,10 +54,10 @@ class ReplayTable:
         """All rows, by size, then by mode."""
         with self._lock:
             counts = dict(self._counts)
-        ordered = sorted(counts, key=lambda key: (key[0], key[2].name, key[1] or 0, key[3]))
+        ordered = sorted(counts, key=lambda key: (key[0], key[2].name, key[1] or 0, key[3], key[4]))
         return tuple(
-            TableRow(size, padded, mode, counts[size, padded, mode, why], why)
-            for size, padded, mode, why in ordered
+            TableRow(size, padded, mode, counts[size, padded, mode, why, trace], why, trace)
+            for size, padded, mode, why, trace in ordered
         )
 
     def clear(self) -> None:
@@ -58,10 +66,15 @@ class ReplayTable:
             self._counts.clear()
 
     def __str__(self) -> str:
-        head = ("size", "padded to", "mode", "count", "why")
+        rows = self.rows()
+        several = len({row.trace for row in rows}) > 1
+        head = (*(("trace",) if several else ()), "size", "padded to", "mode", "count", "why")
         body = [
-            (str(row.size), str(row.padded_to or "-"), str(row.mode), str(row.count), row.why)
-            for row in self.rows()
+            (
+                *((str(row.trace),) if several else ()),
+                *(str(row.size), str(row.padded_to or "-"), str(row.mode), str(row.count), row.why),
+            )
+            for row in rows
         ]
         widths = [max(len(cells[i]) for cells in (head, *body)) for i in range(len(head))]
         lines = [

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
+from torch_piecewise.cudagraphs.capture_failed import CaptureFailed
 from torch_piecewise.cudagraphs.captured_sizes import CapturedSizes
 from torch_piecewise.cudagraphs.descriptor import BatchDescriptor
 from torch_piecewise.cudagraphs.dispatcher import CUDAGraphDispatcher, Dispatch
@@ -50,6 +53,12 @@ class Unattended:
         """Capture ``key`` in the next :meth:`capture_asked`."""
         self._asked[key] = template
 
+    def renew(self, current: Mapping[int, torch.Tensor]) -> None:
+        """Tensors that stay are these now."""
+        if self._template is not None:
+            self._template = self._template.renewed(current)
+        self._asked = {key: template.renewed(current) for key, template in self._asked.items()}
+
     def forget(self) -> None:
         """Memory has changed: no call is known any more."""
         self._asked.clear()
@@ -64,17 +73,30 @@ class Unattended:
             StaticGraphError: there is no example. Whatever the model raises comes through.
         """
         chosen = None if wanted is None else set(wanted)
-        keys = [
+        self.make_room_for_the_largest()
+        keys = self._missing(chosen)
+        if keys:
+            # What lay in smaller buffers goes, and is captured again.
+            gone = self._sizes.make_room(self._example(example, keys[0].descriptor.num_tokens))
+            keys = [key for key in self._dispatcher.capture_order() if key in gone or key in keys]
+        failed: CaptureFailed | None = None
+        for done, key in enumerate(keys, start=1):
+            template = self._example(example, key.descriptor.num_tokens)
+            try:
+                self._sizes.capture_unattended(key, template, collect=done == 1, may_evict=False)
+            except CaptureFailed as error:  # a smaller size may need what this one lacked
+                failed = failed or error
+            if progress is not None:
+                progress(done, len(keys), key.descriptor)
+        if failed is not None:
+            raise failed
+
+    def _missing(self, chosen: set[int] | None) -> list[Dispatch]:
+        return [
             key
             for key in self._dispatcher.capture_order()
             if not self._sizes.is_current(key) and (chosen is None or key.descriptor.num_tokens in chosen)
         ]
-        self.make_room_for_the_largest()
-        for done, key in enumerate(keys, start=1):
-            template = self._example(example, key.descriptor.num_tokens)
-            self._sizes.capture_unattended(key, template, collect=done == 1, may_evict=False)
-            if progress is not None:
-                progress(done, len(keys), key.descriptor)
 
     def capture_asked(self) -> int:
         """Capture what calls asked for, largest first; how many kinds of batches that were."""
@@ -98,7 +120,7 @@ class Unattended:
             raise StaticGraphError(
                 "Sizes cannot be captured before the inputs of a call are known",
                 expected="an example of a call's arguments, or a call before",
-                hint="call the model once first, or pass example=(...) to the runner's warmup",
+                hint="call the model once first (a runner of your own: warmup(example=...))",
             )
         if callable(example) or not self._in_place:
             return self._template

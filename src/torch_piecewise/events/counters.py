@@ -43,6 +43,7 @@ COUNTS: Mapping[str, str] = {
     "sizes_captured": "kinds of batches captured",
     "static_graphs": "static graphs that they take",
     "sizes_evicted": "kinds of batches given up to stay within the budget",
+    "sizes_dropped": "kinds of batches given up because memory they stood on changed",
     "captures_refused": "kinds of batches that stay without a graph",
     "calls_replayed": "calls served by static graphs",
     "calls_without_graphs": "calls served without, where graphs are asked for",

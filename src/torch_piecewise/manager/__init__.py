@@ -14,7 +14,7 @@ from torch_piecewise.artifact import Artifact
 from torch_piecewise.artifact_store import artifact_ingredients
 from torch_piecewise.background import Background
 from torch_piecewise.cache_key import Key
-from torch_piecewise.compilers import Compiler, make_compiler
+from torch_piecewise.compilers import CompileOptions, Compiler, make_compiler
 from torch_piecewise.compilers.base import Ambient
 from torch_piecewise.config import Config
 from torch_piecewise.events import Bus, Counters, PieceCompileStarted
@@ -351,6 +351,9 @@ class CompilerManager:
         self._shelf.served(unit)
         return True
 
+    def _options_for(self, unit: Unit) -> CompileOptions:
+        return self.options.for_piece(f"{self.bus.tag.name}.{unit.name}")
+
     def _make(self, units: list[Unit]) -> None:
         """Compile ``units``, each in its turn among everybody who shares the store."""
         with self._shelf.turns(units):
@@ -360,7 +363,9 @@ class CompilerManager:
                 self.bus.emit(
                     PieceCompileStarted(piece=unit.name, range=unit.range, compiler=self.compiler.name)
                 )
-            tasks = [CompileTask(self.compiler, unit.piece, unit.range, self.options) for unit in absent]
+            tasks = [
+                CompileTask(self.compiler, unit.piece, unit.range, self._options_for(unit)) for unit in absent
+            ]
             # Timed here and not around those who ask: pieces are made before calls, in them and beside them.
             with self.bus.phase("compile") if absent else nullcontext():
                 for unit, outcome in zip(absent, self._pool.run(tasks), strict=True):

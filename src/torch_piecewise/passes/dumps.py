@@ -26,14 +26,22 @@ class DumpFolder:
     path: Path | None
 
     @classmethod
-    def under(cls, root: Path | None, range: Range) -> DumpFolder:
-        """A folder of its own for one run: ``passes/1-8.0``, ``passes/9-inf.1``, whatever is still free."""
+    def under(cls, root: Path | None, range: Range, label: str = "") -> DumpFolder:
+        """A folder of its own for one run: ``passes/1-8.0``, ``passes/9-inf.1``, whatever is still free.
+
+        Args:
+            label: whose graph it is: ``passes/backbone.submod_0.1-8.0``.
+        """
         if root is None:
             return cls(None)
         end = "inf" if range.end == UNBOUNDED else range.end
         try:
             (root / "passes").mkdir(parents=True, exist_ok=True)
-            return cls(_unused(root / "passes", f"{range.start}-{end}"))
+            return cls(
+                _unused(
+                    root / "passes", ".".join([*filter(None, [_safe(label, "_-.")]), f"{range.start}-{end}"])
+                )
+            )
         except OSError as error:
             _log.warning("No pass dumps: %s cannot be written: %s", root, error)
             return cls(None)
@@ -49,12 +57,15 @@ class DumpFolder:
         """
         if self.path is None:
             return
-        safe = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in name)
-        file = self.path / f"{position:02}_{safe}.{moment}.txt"
+        file = self.path / f"{position:02}_{_safe(name)}.{moment}.txt"
         try:
             file.write_text(graph_text(graph, shapes=True), encoding="utf-8")
         except OSError as error:
             _log.warning("No dump of the graph %s %s: %s", moment, name, error)
+
+
+def _safe(name: str, also: str = "_-") -> str:
+    return "".join(letter if letter.isalnum() or letter in also else "_" for letter in name)
 
 
 def _unused(folder: Path, stem: str) -> Path:

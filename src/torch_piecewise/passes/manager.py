@@ -142,7 +142,7 @@ class PassManager(HoldsPasses, InductorGraphPass):
             PassError: a pass raised or left a broken graph; the graph is what it was before that pass.
         """
         with pass_context(_current_range()) as context:
-            dumps = DumpFolder.under(self._plan.debug_dump_path, context.compile_range)
+            dumps = DumpFolder.under(self._plan.debug_dump_path, context.compile_range, self._plan.dump_label)
             PassRun(self._plan.labelled, context.compile_range, dumps, self._record).on(graph)
 
     def __getstate__(self) -> dict[str, Any]:

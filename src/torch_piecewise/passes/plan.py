@@ -43,12 +43,14 @@ class PassPlan:
         closing: run after them, the clean-up last.
         debug_dump_path: folder for the graphs before and after each pass; None writes none. No part of what
             the plan is.
+        dump_label: what the folders of these graphs begin with: whose they are. No part of it either.
     """
 
     passes: tuple[GraphPass, ...] = ()
     closing: tuple[GraphPass, ...] = (CleanUp(),)
     labels: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     debug_dump_path: Path | None = dataclasses.field(default=None, compare=False)
+    dump_label: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def configured(cls, settings: object) -> PassPlan:
