@@ -116,6 +116,8 @@ class Observed:
     ) -> Verification:
         """Run calls piece by piece, compiled and eager on the same values, and compare.
 
+        With static graphs each call is also made as it is served, padded and replayed, and compared whole.
+
         The calls run with eager's results, so that a piece is judged by itself, and change what the model's
         own call would change. Call it under the grad mode that the model is served with.
 
@@ -129,7 +131,9 @@ class Observed:
         """
         from torch_piecewise.trials import verify
 
-        return verify(entries, inputs, rtol=rtol, atol=atol)
+        config = self._config
+        served = config.cudagraph_num_of_warmups + 2 if config.cudagraph_mode else 0
+        return verify(entries, inputs, rtol=rtol, atol=atol, served_calls=served)
 
     def profile(self, entries: Sequence[Entry], inputs: Any, *, rounds: int, bus: Bus) -> Profile:
         """Measure each distinct piece compiled and eager, alternately, on the values that reach it.

@@ -102,6 +102,34 @@ def test_reading_values_on_the_host_is_refused(read):
     assert y.tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: bool(x.any()),
+        lambda x: 1 if x.any() else 2,
+        lambda x: not x[0],
+        lambda x: x.sum().item(),
+        lambda x: int(x[0]),
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+    ],
+)
+def test_a_value_that_python_branches_on_or_keeps_is_refused_in_inference_mode_too(read, mode):
+    recorder, x = GraphRecorder(), torch.ones(2)
+    with mode(), pytest.raises(StaticGraphError, match="while a static graph was being captured"):
+        capture(recorder, lambda: read(x))
+
+
+def test_a_recorded_call_may_branch_on_values_since_its_python_part_runs_again():
+    recorder, x = GraphRecorder(), torch.ones(2)
+    branch = lambda a: a * 2 if (a > 0).any() else a - 1  # noqa: E731
+    graph, y = capture(recorder, lambda: recorder.record_call(branch, (x,), {}))
+    x.fill_(-1)
+    graph.replay()
+    assert y.tolist() == [-2, -2]
+
+
 def test_memory_nobody_holds_is_used_again_by_the_next_recording():
     recorder, x = GraphRecorder(), torch.ones(1000)
     first, y = capture(recorder, lambda: x + 1)

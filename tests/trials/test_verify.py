@@ -12,7 +12,7 @@ import torch_piecewise as tp
 from tests.graphs import Stack
 from torch_piecewise.errors import GuardError
 from torch_piecewise.trials.copies import copied
-from torch_piecewise.trials.verify import DRAWS_RANDOM_NUMBERS
+from torch_piecewise.trials.verify import DRAWS_RANDOM_NUMBERS, WHOLE_CALL
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -155,3 +155,38 @@ def test_inductors_pieces_agree_with_eager() -> None:
     model, handle = handle_of("inductor", Stack(1).eval())
     model(ids(5))
     assert handle.verify([ids(5), ids(20)]).ok
+
+
+class Centred(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x - x.mean(0)
+
+
+def test_a_call_that_is_wrong_once_padded_and_replayed_is_found_though_every_piece_agrees() -> None:
+    for padding, problem in (("always", True), ("auto", False)):
+        model = Centred()
+        tp.compile(
+            model,
+            dynamic_arg_dims={"x": 0},
+            backend="eager",
+            splitting_ops=[],
+            static_graph_class="torch_piecewise.testing.GraphRecorder",
+            cudagraph_mode="full",
+            cudagraph_capture_sizes=[4],
+            cudagraph_padding=padding,
+            disable_cache=True,
+        )
+        model(torch.randn(3, 4))
+        found = tp.program_of(model).verify(torch.randn(3, 4) + 1)
+        assert found.ok is not problem
+        assert found.checks[-1].piece == WHOLE_CALL
+        if problem:
+            assert found.first is not None
+            assert found.first.piece == WHOLE_CALL
+            assert found.first.problem.startswith("output ")
+        assert model.calls.item() == 2

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from torch_piecewise.cudagraphs.base import Value
 from torch_piecewise.cudagraphs.recorder_pool import RecorderPool
@@ -43,6 +44,13 @@ from torch_piecewise.torch_private.cudagraphs import (
 )
 
 _BUILT_IN = frozenset({"aten", "prims", "prim"})
+_HOST_METHODS = frozenset(
+    (
+        *("__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__", "__dlpack__"),
+        *("is_nonzero", "item", "tolist", "numpy", "__repr__", "__format__"),
+    )
+)
+"""Methods and functions that read values for Python; some of them, or in inference mode, call no operator."""
 _HOST_READS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
@@ -155,6 +163,7 @@ class _RecordMode(OperatorMode):  # type: ignore[no-untyped-call]
         self._recording = recording
         self._pool = pool
         self._seen = 0
+        self.watches_reads = True
         # What lay there before: an eager step, or a step still to be replayed, may have use for it.
         self._own: dict[int, torch.Tensor | None] = {}
         self._before: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
@@ -162,11 +171,7 @@ class _RecordMode(OperatorMode):  # type: ignore[no-untyped-call]
     def run(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         self._seen += 1
         if _reads_on_host(op, args, kwargs):
-            raise StaticGraphError(
-                f"{op} was called while a static graph was being captured",
-                expected="operations whose results stay on the device and have a fixed shape",
-                hint="let the function that calls it run eagerly, or keep it out of the captured part",
-            )
+            raise _host_read(str(op))
         written = written_tensors(op, args, kwargs)
         self._remember(written)
         if op.namespace in _BUILT_IN:
@@ -179,10 +184,19 @@ class _RecordMode(OperatorMode):  # type: ignore[no-untyped-call]
 
     def record_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         leaves = flatten((args, kwargs))[0]
-        with self.suspended():
+        with self.suspended(), self.unwatched():
             # Nobody knows what compiled code writes.
             self._remember([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
             return self._note(_as_now(fn), args, kwargs, fn(*args, **kwargs), True)
+
+    @contextlib.contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Let a block read values: its Python part runs again in each replay."""
+        before, self.watches_reads = self.watches_reads, False
+        try:
+            yield
+        finally:
+            self.watches_reads = before
 
     def undo(self) -> None:
         """Make it so that nothing was carried out: memory as it was, results on new memory garbage."""
@@ -262,7 +276,7 @@ class GraphRecorder:
         self._mode = mode = _RecordMode(recording, self._pool)
         self._pool.begin(recording)
         try:
-            with mode:
+            with _HostReads(mode), mode:
                 yield recording
         except BaseException:
             recording.reset()
@@ -306,6 +320,30 @@ def _as_now(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args, **kwargs)
 
     return run
+
+
+class _HostReads(TorchFunctionMode):
+    """Refuses what reads values back without an operator: ``bool(t)``, ``t.tolist()``, ``t.numpy()``."""
+
+    def __init__(self, recording: _RecordMode) -> None:
+        super().__init__()
+        self._recording = recording
+
+    def __torch_function__(
+        self, func: Value, types: Value, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Value:
+        name = getattr(func, "__name__", "")
+        if self._recording.watches_reads and name in _HOST_METHODS:
+            raise _host_read(f"Tensor.{name}")
+        return func(*args, **(kwargs or {}))
+
+
+def _host_read(name: str) -> StaticGraphError:
+    return StaticGraphError(
+        f"{name} was called while a static graph was being captured",
+        expected="operations whose results stay on the device and have a fixed shape",
+        hint="let the function that calls it run eagerly, or keep it out of the captured part",
+    )
 
 
 def _name(fn: Value) -> str:

@@ -39,18 +39,32 @@ class Visited:
 Visitor = Callable[[Visited, tuple[Any, ...]], Results]
 """Called instead of each piece, with its inputs; what it returns flows on."""
 
+Around = Callable[[Runner, Runner, tuple[Any, ...]], Results]
+"""Called instead of a whole call, with what serves it, what visits its pieces, and the graph's inputs."""
+
 
 def call_through(
-    entries: Iterable[Entry], args: tuple[Any, ...], kwargs: Mapping[str, Any], visitor: Visitor
+    entries: Iterable[Entry],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    visitor: Visitor,
+    around: Around | None = None,
 ) -> None:
     """Make one call of the model, ``visitor`` standing in for each of its pieces.
+
+    Args:
+        around: stands in for the call as a whole; None: the pieces are visited, and nothing else.
 
     Raises:
         GuardError: no trace serves such a call.
     """
     known = tuple(entries)
     for entry in known:
-        found = entry.call_with(lambda key, entry=entry: _runner(entry, key, visitor), *args, **kwargs)  # type: ignore[misc]
+        found = entry.call_with(
+            lambda key, entry=entry: _whole(entry, key, visitor, around),  # type: ignore[misc]
+            *args,
+            **kwargs,
+        )
         if found is not MISS:
             return
     raise GuardError(
@@ -64,6 +78,13 @@ def call_through(
 def _reasons(entries: Sequence[Entry], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     reasons = dict.fromkeys(str(entry.why_not(*args, **kwargs)) for entry in entries)
     return "; ".join(reasons) if reasons else "a model that was not called yet"
+
+
+def _whole(entry: Entry, key: SizeKey, visitor: Visitor, around: Around | None) -> Runner:
+    visiting = _runner(entry, key, visitor)
+    if around is None:
+        return visiting
+    return lambda *inputs: around(entry.program.table.find(key), visiting, inputs)
 
 
 def _runner(entry: Entry, key: SizeKey, visitor: Visitor) -> Runner:

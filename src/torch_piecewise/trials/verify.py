@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor
 
 from torch_piecewise.entry import Entry
+from torch_piecewise.stitching import Runner
 from torch_piecewise.trials.base import Results, Visited, call_through, calls_of
 from torch_piecewise.trials.copies import copied
 from torch_piecewise.trials.unwritten import unwritten_outputs
 
+WHOLE_CALL = "whole call, as served"
+"""Stands for a piece where a call through static graphs was compared as a whole."""
 DRAWS_RANDOM_NUMBERS = "it draws random numbers, which compiled code draws otherwise"
 
 
@@ -22,7 +26,7 @@ class PieceCheck:
     """One piece on one call.
 
     Attributes:
-        piece: ``submod_N``.
+        piece: ``submod_N``; :data:`WHOLE_CALL` for a call as static graphs serve it, padded and replayed.
         range: text of the range whose code ran; ``any size`` where the piece has no changing size.
         size: of the dispatch dim; None where no size changes.
         problem: in what it differs from eager; empty where it agrees.
@@ -75,13 +79,20 @@ class Verification:
 
 
 def verify(
-    entries: Iterable[Entry], inputs: Any, *, rtol: float | None = None, atol: float | None = None
+    entries: Iterable[Entry],
+    inputs: Any,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    served_calls: int = 0,
 ) -> Verification:
     """Run calls piece by piece, compiled and eager on the same values; eager's results flow on.
 
     Args:
         inputs: see :func:`~torch_piecewise.trials.base.calls_of`.
         rtol, atol: tolerances, both or none; None: by dtype, as ``torch.testing.assert_close`` has them.
+        served_calls: how often each call is made as it is served, the last of them compared as a whole; 0:
+            never. With static graphs that is one more than it takes until a call is replayed.
 
     Raises:
         GuardError: no trace serves such a call.
@@ -91,7 +102,8 @@ def verify(
         known, {} if rtol is None and atol is None else {"rtol": rtol or 0.0, "atol": atol or 0.0}
     )
     for args, kwargs in calls_of(inputs):
-        call_through(known, args, kwargs, checker.visit)
+        around = functools.partial(checker.whole, served_calls) if served_calls else None
+        call_through(known, args, kwargs, checker.visit, around)
     return Verification(tuple(checker.checks))
 
 
@@ -121,6 +133,35 @@ class _Checker:
             return expected
         problem, largest = self._difference(visited, (expected, inputs), (got, copies))
         found(problem=problem, largest=largest)
+        return expected
+
+    def whole(self, times: int, served: Runner, visiting: Runner, inputs: tuple[Any, ...]) -> Results:
+        """Compare a call as it is served with its pieces run eagerly; the inputs change once."""
+        before, states = copied(inputs), _random_states()
+        results: Results = ()
+        problem = ""
+        for _ in range(times):
+            _restore(inputs, before)
+            try:
+                results = copied(served(*inputs))
+            except Exception as error:  # noqa: BLE001 - that it fails where eager does not is the finding
+                problem = f"fails where eager does not: {type(error).__name__}: {error}".splitlines()[0]
+                break
+        left = copied(inputs)
+        _restore(inputs, before)
+        drawn = not all(map(torch.equal, states, _random_states()))
+        first = len(self.checks)
+        expected = visiting(*inputs)
+        if not drawn and not problem and len(results) == len(expected):
+            for what, wanted, given in (("output", expected, results), ("input", inputs, left)):
+                for index, (one, other) in enumerate(zip(wanted, given, strict=True)):
+                    text, _ = _compared(one, other, self._tolerances)
+                    problem = problem or (f"{what} {index}: {text}" if text else "")
+        size, name = (
+            (self.checks[first].size, self.checks[first].range) if self.checks[first:] else (None, "")
+        )
+        skipped = DRAWS_RANDOM_NUMBERS if drawn else ""
+        self.checks.append(PieceCheck(WHOLE_CALL, name or "any size", size, problem, skipped))
         return expected
 
     def _difference(
@@ -174,6 +215,13 @@ def _largest(expected: Tensor, got: Tensor) -> float:
     wide = torch.complex128 if expected.is_complex() else torch.float64
     differences = (expected.to("cpu", wide) - got.to("cpu", wide)).abs().nan_to_num(0.0)
     return float(differences.max())
+
+
+def _restore(inputs: Sequence[Any], before: Sequence[Any]) -> None:
+    with torch.no_grad():
+        for now, then in zip(inputs, before, strict=True):
+            if isinstance(now, Tensor) and not torch.equal(now, then):
+                now.copy_(then)
 
 
 def _random_states() -> list[Tensor]:
