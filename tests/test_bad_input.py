@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from torch_piecewise.compilers.inductor_passes import Patches
 from torch_piecewise.dispatch import serving_range
 from torch_piecewise.errors import (
     CaptureError,
+    CompileError,
     CompilerError,
     ConfigError,
     DispatchError,
@@ -437,25 +439,53 @@ def test_a_size_that_the_model_fixes() -> None:
         tp.compile(squared, backend="eager")(torch.ones(3, 3))
 
 
+def test_a_graph_that_holds_weights_is_told_to_be_compiled_as_a_module() -> None:
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()))
+    x = torch.randn(3, 4)
+    expected = says(
+        "This graph holds weights of its own",
+        "expected: a graph that takes every tensor as an input, as Dynamo's do",
+        "got: call_module 0",
+        "to do: compile it as the module it is: tp.compile(graph, dynamic_arg_dims={...})",
+    )
+    with pytest.raises(CompileError, match=expected):
+        tp.PiecewiseCompileBackend(backend="eager")(graph, [x])
+    want = graph(x)
+    compiled = tp.compile(graph, backend="eager", dynamic_arg_dims={"input": 0}, disable_cache=True)
+    assert torch.equal(compiled(x), want)
+
+
+def test_a_size_that_no_dim_can_have() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)compile_sizes\[0\].*an integer >= 0 and < 2\*\*63"):
+        tp.Config(compile_sizes=[2**63])
+
+
 # -- calls
 
 
-def test_calls_that_are_never_alike() -> None:
-    def shifted(x: Tensor, by: int) -> Tensor:
-        return x + by
+def test_calls_that_are_never_alike_run_uncompiled_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    def scaled(x: Tensor, by: float) -> Tensor:
+        return x * by
 
-    model = tp.compile(shifted, backend="eager")
-    x = torch.ones(3)
-    for by in range(16):
-        assert torch.equal(model(x, by), x + by)
-    expected = says(
-        "The model was traced 16 times and the next call differs again",
-        "got: by was 15, got 16",
-        "to do: declare what changes in dynamic_arg_dims, or pass it as a tensor",
+    model = tp.compile(scaled, backend="eager")
+    x = torch.randn(3)
+    for by in range(20):
+        assert torch.equal(model(x, by + 0.5), x * (by + 0.5))
+    assert tp.program_of(model).counters["graphs_captured"] == 16
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    advice = (
+        "declare the dims of a tensor that change in dynamic_arg_dims; pass a number that changes as a tensor"
     )
-    with pytest.raises(GuardError, match=expected):
-        model(x, 16)
-    assert torch.equal(model(x, 3), x + 3), "what was traced goes on working"
+    assert [text.rpartition("<locals>.")[2] for text in warnings] == [
+        (
+            "scaled is traced for the fourth time because calls differ in one thing (by was 2.5, got 3.5); "
+            f"after 16 traces such calls run uncompiled: {advice}"
+        ),
+        (
+            "scaled was traced 16 times and the next call differs again (by was 15.5, got 16.5): "
+            f"calls that none of the traces serves run uncompiled from now on; {advice}"
+        ),
+    ]
 
 
 def test_a_function_argument_is_told_by_its_code() -> None:

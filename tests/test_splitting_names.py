@@ -369,3 +369,14 @@ def test_a_module_class_in_a_graph_without_modules_is_told_so(caplog: pytest.Log
 def test_an_entry_that_another_stands_before_is_not_one_that_never_occurs() -> None:
     graph = traced(lambda x: torch.sigmoid(x) + 1, torch.randn(3))
     assert plan_split(graph, CutPolicy.of(["torch.sigmoid", "aten::sigmoid", is_sigmoid])).warnings == ()
+
+
+def test_the_fused_layer_of_an_encoder_is_cut_with_the_attention_in_it() -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    model = torch.nn.TransformerEncoder(layer, 2).eval()
+    x = torch.randn(3, 5, 16)
+    with torch.no_grad():
+        want = model(x)
+        compiled = tp.compile(model, backend="eager", dynamic_arg_dims={"src": 0}, disable_cache=True)
+        assert torch.equal(compiled(x), want)
+    assert tp.program_of(model).stats.cuts > 0

@@ -22,7 +22,7 @@ from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
 from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
-from torch_piecewise.flat_call import dispatch_symbol, flat_entry, tell_what_torch_decides
+from torch_piecewise.flat_call import dispatch_symbol, flat_entry, refuse_own_weights, tell_what_torch_decides
 from torch_piecewise.inductor_partition import captures_partitions
 from torch_piecewise.inspection import Inspection, tell
 from torch_piecewise.lost_gradients import refuse_lost_gradients
@@ -213,14 +213,15 @@ class PiecewiseCompileBackend:
         """Compile ``graph``.
 
         Args:
-            graph: traced by Dynamo, or any FX graph module.
+            graph: traced by Dynamo, or another FX graph module that takes every tensor as an input.
             example_inputs: its inputs; used where the graph's placeholders carry no example values.
 
         Returns:
             A function of the graph's inputs that returns the graph's outputs.
 
         Raises:
-            CompileError: the object was called before: another graph needs a backend of its own.
+            CompileError: the object was called before: another graph needs a backend of its own. Or the
+                graph holds weights.
         """
         if self.config.mode == "none":
             return graph.forward
@@ -232,6 +233,7 @@ class PiecewiseCompileBackend:
                     got="a second graph",
                     hint="make another one, or use torch.compile(backend='piecewise'), which does so",
                 )
+            refuse_own_weights(graph)
             ensure_example_values(graph, example_inputs)
             sources, fakes, shape_env = placeholder_facts(graph)
             symbols = flat_symbol_readers(fakes)

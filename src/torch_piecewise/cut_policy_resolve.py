@@ -36,6 +36,8 @@ DEFAULT_SPLITTING_OPS: tuple[str, ...] = (
     "aten::scaled_dot_product_attention",
     *ATTENTION_KERNELS,
     "aten::_native_multi_head_attention",
+    # The fast path of nn.TransformerEncoderLayer: a whole layer, its attention among it.
+    "aten::_transformer_encoder_layer_fwd",
     "higher_order::flex_attention",
 )
 """The attention operations torch knows: what ``splitting_ops=None`` means."""

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.fx import GraphModule, Node
 
 from torch_piecewise.config import Config
 from torch_piecewise.config.advice import advice
+from torch_piecewise.errors import CompileError
 from torch_piecewise.program import Program
 from torch_piecewise.torch_private.modules import dispatch_modes_active
+from torch_piecewise.torch_private.nodes import example_value
 from torch_piecewise.torch_private.shapes import dim_text
 
 logger = logging.getLogger("torch_piecewise")
@@ -77,6 +80,36 @@ def tell_what_torch_decides(config: Config) -> None:
                 row.name,
                 _TORCH_DECIDES[row.name],
             )
+
+
+def refuse_own_weights(graph: GraphModule) -> None:
+    """Refuse a graph that Dynamo did not make and whose module holds tensors of its own.
+
+    Raises:
+        CompileError: it does; a piece takes all its tensors as inputs.
+    """
+    nodes = list(graph.graph.nodes)
+    if all(example_value(node) is not None for node in nodes if node.op == "placeholder"):
+        return
+    holding = [f"{node.op} {node.target}" for node in nodes if _holds_tensors(graph, node)]
+    if holding:
+        raise CompileError(
+            "This graph holds weights of its own",
+            expected="a graph that takes every tensor as an input, as Dynamo's do",
+            got=", ".join(holding[:3]) + (f" and {len(holding) - 3} more" if len(holding) > 3 else ""),
+            hint="compile it as the module it is: tp.compile(graph, dynamic_arg_dims={...})",
+        )
+
+
+def _holds_tensors(graph: GraphModule, node: Node) -> bool:
+    if node.op not in ("get_attr", "call_module"):
+        return False
+    held: Any = graph
+    for name in str(node.target).split("."):
+        held = getattr(held, name, None)
+    if isinstance(held, torch.nn.Module):
+        return node.op == "call_module" and bool(held.state_dict())
+    return isinstance(held, torch.Tensor)
 
 
 def flat_entry(program: Program) -> Callable[..., tuple[Any, ...]]:

@@ -18,7 +18,7 @@ from torch_piecewise.entry import MISS, CallShape, Entry
 from torch_piecewise.entry_inputs import input_names, inputs_of_call
 from torch_piecewise.errors import CaptureError, FingerprintError, GuardError, MissError, PiecewiseError
 from torch_piecewise.events import Bus, Recompiled
-from torch_piecewise.guard_policy import refusal
+from torch_piecewise.guard_policy import Repeats, refusal, stays_eager
 from torch_piecewise.inspection import Inspection
 from torch_piecewise.keeping import Callee, Keeper
 from torch_piecewise.managers import Managers, store_for
@@ -79,6 +79,7 @@ class Serving:
         self.lock = threading.RLock()
         self._watches = watches()
         self._ready_programs = 0
+        self._repeats = Repeats(subject.label)
         self._tracer: Tracer | None = None
         self._keeper: Keeper | None = None
         self._why_not_kept = "there is no store"
@@ -149,8 +150,8 @@ class Serving:
                 return result
         if self._traces_later:
             return _UNCOMPILED
-        if self.entries:
-            self._on_miss(args, kwargs)
+        if self.entries and not self._traces_again(args, kwargs):
+            return _UNCOMPILED
         self._look_again()
         result = self._make_entry(args, kwargs, everything=everything)
         if result is MISS:
@@ -319,17 +320,24 @@ class Serving:
             return MISS
         return self._from_store(args, kwargs, everything=everything)
 
-    def _on_miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _traces_again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call that no trace serves is traced; else it runs uncompiled."""
         for entry in self.entries if self._config.evaluate_guards else ():
             error = entry.size_error(*args, **kwargs)
             if error is not None:
                 raise error
         reason = self.entries[0].why_not(*args, **kwargs)
-        error = refusal(self._config, reason, len(self.entries))
+        error = refusal(self._config, reason)
         if error is not None:
             raise error
-        logger.info("tracing again: %s", reason)
-        self._bus.emit(Recompiled(reason=str(reason)))
+        is_last = stays_eager(self._config, len(self.entries))
+        news = self._repeats.warning_past_limit(reason) if is_last else self._repeats.warning(reason)
+        if news is not None:
+            logger.warning("%s", news)
+        if not is_last:
+            logger.info("tracing again: %s", reason)
+            self._bus.emit(Recompiled(reason=str(reason)))
+        return not is_last
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
         start = time.monotonic()

@@ -9,6 +9,9 @@ from torch_piecewise.config.fields_setting import CAPTURE_SIZES, setting
 from torch_piecewise.config.kinds import Bool, Choice, Int, Items, OrNone, OrWord, in_order
 from torch_piecewise.config.own_kinds import ArgumentDim, Dims
 
+_SIZE_BITS = 63
+"""Of the largest size that a dim of a tensor can have."""
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SizeFields:
@@ -77,7 +80,7 @@ class SizeFields:
     compile_ranges_endpoints: Sequence[int] = field(
         default=(),
         metadata=setting(
-            Items(Int(1), "[64, 512]", in_order),
+            Items(Int(1, _SIZE_BITS), "[64, 512]", in_order),
             "Last sizes of the ranges that are compiled apart: e0, e1 give [1, e0], [e0+1, e1], and an open "
             "last range. Sorted, each once. Empty: one range for every size.",
             "manager",
@@ -86,7 +89,7 @@ class SizeFields:
     compile_sizes: Sequence[int | str] = field(
         default=(),
         metadata=setting(
-            Items(OrWord(Int(0), CAPTURE_SIZES), f"[1, 8, '{CAPTURE_SIZES}']", in_order),
+            Items(OrWord(Int(0, _SIZE_BITS), CAPTURE_SIZES), f"[1, 8, '{CAPTURE_SIZES}']", in_order),
             "Sizes that get code of their own, which beats the range they lie in; the word "
             f"'{CAPTURE_SIZES}' stands for those. Sorted, each once. Empty: ranges only.",
             "manager",
@@ -118,7 +121,8 @@ class GuardFields:
         default="recompile",
         metadata=setting(
             Choice(("error", "recompile")),
-            "What a call that the program was not made for gets: an error, or a new trace.",
+            "What a call that the program was not made for gets: an error, or a new trace (16 at most: then "
+            "such calls run uncompiled, and the log says so).",
             "capture",
             keyed=False,
         ),

@@ -77,17 +77,18 @@ class Bool:
 
 @dataclass(frozen=True)
 class Int:
-    """An integer, ``least`` or more."""
+    """An integer, ``least`` or more, and less than two to the power of ``bits`` unless that is None."""
 
     least: int
+    bits: int | None = None
 
     @property
     def expected(self) -> str:
-        return f"an integer >= {self.least}"
+        return f"an integer >= {self.least}{f' and < 2**{self.bits}' if self.bits is not None else ''}"
 
     def check(self, label: str, value: object) -> int:
         number = as_int(value)
-        if number is None or number < self.least:
+        if number is None or number < self.least or (self.bits is not None and number >= 2**self.bits):
             raise bad_value(label, self, value)
         return number
 
