@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import torch_piecewise as tp
+from tests.compilers.test_aot_call import piece_of
 from tests.graphs import Stack
 from tests.models.checks import assert_same, works_unchanged
 from torch_piecewise.artifact import Artifact
@@ -170,7 +171,7 @@ def test_grad_mode_is_refused_with_the_reason() -> None:
     with torch.enable_grad():
         options = CompileOptions()
     with pytest.raises(CompilerError) as refused:
-        compiler.compile(None, Range(1, 8), options)  # type: ignore[arg-type]  # refused before it is read
+        compiler.compile(piece_of(lambda x: x + 1, torch.randn(3)), Range(1, 8), options)
     assert str(refused.value) == (
         "AOTInductor's pieces record no gradients\n"
         "  expected: a call under torch.no_grad() or torch.inference_mode()\n"

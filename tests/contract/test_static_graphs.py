@@ -39,7 +39,8 @@ def test_a_capture_without_a_gpu_says_what_else_captures(pool: tuple[int, int] |
         "  expected: a GPU, or another pool\n"
         f"  got: torch {torch.__version__} without one\n"
         "  to do: call without a forward_context; or give "
-        "pool=torch_piecewise.testing.GraphRecorder(), which captures and replays without a GPU"
+        "pool=torch_piecewise.testing.GraphRecorder(), which captures and replays without a GPU; where no "
+        "pool is given, TORCH_PIECEWISE_STATIC_GRAPH_CLASS names the class"
     )
 
 

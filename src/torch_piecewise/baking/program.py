@@ -16,6 +16,7 @@ from torch.nn import Module
 from torch_piecewise.artifact import Artifact, guard_name
 from torch_piecewise.baking.model import modules_document
 from torch_piecewise.baking.result import result_document
+from torch_piecewise.call_checks import check_functions
 from torch_piecewise.errors import BundleError
 from torch_piecewise.model_state import StateInput
 from torch_piecewise.piece import TensorSpec
@@ -33,10 +34,10 @@ from torch_piecewise.tracing import Traced
 logger = logging.getLogger("torch_piecewise")
 
 _NAMES = """
-    MISS GuardError lookup find find_under_modes violated modes_active owner state_of tail grad_enabled
-    autocast Tensor show sharing state key run wrong error
+    MISS GuardError lookup find find_under_modes violated modes_active owner state_of tail
+    state key run wrong error
 """
-_PROVIDED = frozenset(_NAMES.split())
+_PROVIDED = frozenset(_NAMES.split()) | {name.removeprefix("§") for name in check_functions()}
 """What the runtime gives the source of a call, and the source's own variables."""
 
 

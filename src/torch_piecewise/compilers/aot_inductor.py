@@ -47,6 +47,7 @@ class AOTInductorCompiler:
         from torch_piecewise.torch_private.aoti_compile import aoti_compile
         from torch_piecewise.torch_private.toolchain import with_known_cpu
 
+        piece = described(piece)
         if options.ambient.grad_enabled:
             raise CompilerError(
                 "AOTInductor's pieces record no gradients",
@@ -54,7 +55,6 @@ class AOTInductorCompiler:
                 got="grad mode on",
                 hint="backend='inductor' serves calls that record gradients",
             )
-        piece = described(piece)
         patches = Patches.of(options)
         fakes = fake_inputs(piece, range)
         told = set(fakes.new_relations())
