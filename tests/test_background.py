@@ -18,6 +18,7 @@ import torch_piecewise as tp
 from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.background import Background
 from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 
@@ -44,9 +45,7 @@ class Gated:
         return LiveArtifact(self.name, piece.name, range, runnable=run)
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
-        assert isinstance(artifact, LiveArtifact)
-        assert artifact.runnable is not None
-        return artifact.runnable
+        return live_runnable(artifact, self.name)
 
 
 class Better(Gated):

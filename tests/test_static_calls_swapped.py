@@ -13,6 +13,7 @@ import torch
 from tests.static_models import Rows, compiled
 from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 
@@ -39,9 +40,7 @@ class First:
         return LiveArtifact(self.name, piece.name, range, runnable=run)
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
-        assert isinstance(artifact, LiveArtifact)
-        assert artifact.runnable is not None
-        return artifact.runnable
+        return live_runnable(artifact, self.name)
 
 
 class Better(First):

@@ -19,6 +19,7 @@ from torch import Tensor
 import torch_piecewise as tp
 from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 
@@ -53,9 +54,7 @@ class Slowly:
         return LiveArtifact(self.name, piece.name, range, runnable=piece.graph.forward)
 
     def load(self, artifact: Artifact) -> Callable[..., tuple[Any, ...]]:
-        assert isinstance(artifact, LiveArtifact)
-        assert artifact.runnable is not None
-        return artifact.runnable
+        return live_runnable(artifact, self.name)
 
 
 class Later(Slowly):

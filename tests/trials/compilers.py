@@ -8,6 +8,7 @@ from typing import Any
 
 from torch_piecewise.artifact import Artifact, LiveArtifact
 from torch_piecewise.compilers import CompileOptions
+from torch_piecewise.compilers.eager import live_runnable
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
 
@@ -35,9 +36,7 @@ class Changed:
         return LiveArtifact(self.name, piece.name, range, runnable=run)
 
     def load(self, artifact: Artifact) -> Run:
-        assert isinstance(artifact, LiveArtifact)
-        assert artifact.runnable is not None
-        return artifact.runnable
+        return live_runnable(artifact, self.name)
 
 
 def off_by(amount: float) -> Callable[[Run], Run]:
