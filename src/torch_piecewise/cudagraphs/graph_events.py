@@ -31,8 +31,8 @@ class SizeCaptured(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizeEvicted(Event):
-    """The graphs of a kind of batch were given up to stay within the budget.
+class SizeGivenUp(Event):
+    """The graphs of a kind of batch were given up.
 
     Attributes:
         freed: bytes that the device got back, measured.
@@ -41,6 +41,11 @@ class SizeEvicted(Event):
     mode: CUDAGraphMode
     descriptor: BatchDescriptor
     freed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeEvicted(SizeGivenUp):
+    """The graphs of a kind of batch were given up to stay within the budget."""
 
     def counts(self) -> tuple[tuple[str, int], ...]:
         """Kinds of batches."""
@@ -48,16 +53,8 @@ class SizeEvicted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizeDropped(Event):
-    """The graphs of a kind of batch were given up: they stood on memory that is not used any more.
-
-    Attributes:
-        freed: bytes that the device got back, measured.
-    """
-
-    mode: CUDAGraphMode
-    descriptor: BatchDescriptor
-    freed: int
+class SizeDropped(SizeGivenUp):
+    """The graphs of a kind of batch were given up: they stood on memory that is not used any more."""
 
     def counts(self) -> tuple[tuple[str, int], ...]:
         """Kinds of batches."""

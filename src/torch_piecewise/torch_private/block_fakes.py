@@ -38,11 +38,15 @@ def _is_plain(value: Any) -> bool:
             type(value) is FakeTensor
             and value.layout is torch.strided
             and value.constant is None
-            and not (value.is_conj() or value.is_neg() or value.is_inference() or value.is_quantized)
+            and not _is_special(value)
         )
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str | torch.SymInt | torch.dtype)
+
+
+def _is_special(tensor: torch.Tensor) -> bool:
+    return tensor.is_conj() or tensor.is_neg() or tensor.is_inference() or tensor.is_quantized
 
 
 class FakeCopies:
@@ -115,7 +119,11 @@ class FakeParameters:
     def __init__(self, modules: Iterable[Module] = ()) -> None:
         tables = [table for module in modules for table in (module._parameters, module._buffers)]
         tensors = {id(one): one for table in tables for one in table.values() if one is not None}
-        plain = [one for one in tensors.values() if one.layout is torch.strided and not _is_wrapped(one)]
+        plain = [
+            one
+            for one in tensors.values()
+            if one.layout is torch.strided and type(one) in (torch.Tensor, Parameter)
+        ]
         shared = Counter(map(_memory_of, plain))
         self._alone = {id(one) for one in plain if shared[_memory_of(one)] == 1}
 
@@ -138,10 +146,6 @@ class FakeParameters:
         return fake
 
 
-def _is_wrapped(tensor: torch.Tensor) -> bool:
-    return type(tensor) not in (torch.Tensor, Parameter) or isinstance(tensor, FakeTensor)
-
-
 def _is_ordinary(real: torch.Tensor) -> bool:
     marks = {name for name in vars(real) if name.startswith("_dynamo")}
     return (
@@ -149,7 +153,7 @@ def _is_ordinary(real: torch.Tensor) -> bool:
         and real.dim() > 0
         and real.is_leaf
         and not real._is_view()
-        and not (real.is_conj() or real.is_neg() or real.is_inference() or real.is_quantized)
+        and not _is_special(real)
         and real.storage_offset() == 0
         and real.untyped_storage().nbytes() == real.numel() * real.element_size()
         and real.grad is None
