@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -147,3 +148,77 @@ def test_a_compiler_says_how_many_tasks_are_worth_a_worker(compiler: Any, count:
     outcomes = CompilePool(workers=8, lender=lender).run([task("a", n, compiler) for n in range(1, 6)])
     assert lender.asked == count
     assert all(outcome.result.payload for outcome in outcomes)
+
+
+class TwoSteps(SaysWhere):
+    """Notes which thread does what; the second step of the first piece waits for the last piece's first."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, str]] = []
+        self.last_begun = threading.Event()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("stays here")
+
+    def begin(self, piece: Piece, range: Range, options: CompileOptions) -> Callable[[], Artifact]:
+        if piece.name == "fails at once":
+            raise ValueError("this piece cannot be lowered")
+        self.steps.append((piece.name, threading.current_thread().name))
+        if piece.name == "last":
+            self.last_begun.set()
+        return lambda: self._finish(piece, range, options)
+
+    def _finish(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+        assert self.last_begun.wait(20)
+        self.steps.append((f"{piece.name} finished", threading.current_thread().name))
+        return self.compile(piece, range, options)
+
+
+def test_pieces_are_begun_one_after_the_other_and_finished_beside_that() -> None:
+    compiler = TwoSteps()
+    outcomes = CompilePool().run([task(name, n, compiler) for n, name in enumerate(["a", "b", "last"], 1)])
+    assert [artifact.range.start for artifact, *_ in outcomes] == [1, 2, 3]
+    here = threading.current_thread().name
+    assert compiler.steps[:3] == [("a", here), ("b", here), ("last", here)]
+    assert {name for name, _ in compiler.steps[3:]} == {"a finished", "b finished", "last finished"}
+    assert here not in {thread for _, thread in compiler.steps[3:]}
+    assert all(outcome.seconds > 0 for outcome in outcomes)
+
+
+def test_either_step_may_fail() -> None:
+    compiler = TwoSteps()
+    names = ["fails at once", "fails", "last"]
+    at_once, later, good = CompilePool().run([task(name, n, compiler) for n, name in enumerate(names, 1)])
+    assert "cannot be lowered" in str(at_once.result)
+    assert "cannot be compiled" in str(later.result)
+    assert good.result.payload
+
+
+def test_what_is_compiled_within_a_compile_is_finished_on_the_same_thread() -> None:
+    """The outer compile may hold a lock that a second step needs."""
+    inner = TwoSteps()
+
+    class Nested(SaysWhere):
+        def begin(self, piece: Piece, range: Range, options: CompileOptions) -> Callable[[], Artifact]:
+            (outcome,) = CompilePool().run([task("last", 1, inner)])
+            return lambda: outcome.result
+
+    assert CompilePool().run([task("outer", 1, Nested())])[0].result.payload
+    here = threading.current_thread().name
+    assert inner.steps == [("last", here), ("last finished", here)]
+
+
+def test_an_interrupt_is_not_held_up_by_what_has_begun() -> None:
+    class Interrupted(TwoSteps):
+        def begin(self, piece: Piece, range: Range, options: CompileOptions) -> Callable[[], Artifact]:
+            if piece.name == "b":
+                raise KeyboardInterrupt
+            return super().begin(piece, range, options)
+
+    compiler = Interrupted()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            CompilePool().run([task(name, n, compiler) for n, name in enumerate("abc", 1)])
+        assert [name for name, _ in compiler.steps] == ["a"]
+    finally:
+        compiler.last_begun.set()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
 from torch_piecewise.errors import CompileError, FingerprintError
@@ -38,6 +42,13 @@ class Outcome(NamedTuple):
 
 _LOOK_UP_SECONDS = 0.1
 
+_BEGINNING: ContextVar[bool] = ContextVar("torch_piecewise_beginning", default=False)
+"""Whether this thread compiles a piece. What it compiles meanwhile, for a model that the piece runs, is
+finished on the same thread, which may hold what another would wait for."""
+
+_AT_ONCE = 8
+"""Tasks that are finished at once: the C++ compilers that run at once torch limits by itself."""
+
 WORTH_A_WORKER = 3
 """Tasks for each worker started: a worker costs about as long to start as two small pieces to compile. A
 compiler whose pieces take longer says ``tasks_worth_a_worker``."""
@@ -54,14 +65,32 @@ class CompileTask:
 
     def run(self) -> Outcome:
         """Compile in this process."""
+        return self.begin()()
+
+    def begin(self) -> Callable[[], Outcome]:
+        """Do what has to be done on this thread; what is returned does the rest, on any."""
         start = time.monotonic()
+        in_two_steps = getattr(self.compiler, "begin", None)
+        compile_ = in_two_steps if in_two_steps is not None else self.compiler.compile
+        token = _BEGINNING.set(True)
         try:
             with self.options.context(self.range):
-                result: Any = self.compiler.compile(self.piece, self.range, self.options)
-        except Exception as error:  # noqa: BLE001 - the manager knows the policy
-            result = error
-        ended = time.monotonic()
-        return Outcome(result, ended - start, ended)
+                begun = _outcome_of(lambda: compile_(self.piece, self.range, self.options), start)
+        finally:
+            _BEGINNING.reset(token)
+        if in_two_steps is None or isinstance(begun.result, Exception):
+            return lambda: begun
+        return lambda: _outcome_of(begun.result, start)
+
+
+def _outcome_of(step: Callable[[], Any], start: float) -> Outcome:
+    """What ``step`` returns, or the exception it ends with."""
+    try:
+        result = step()
+    except Exception as error:  # noqa: BLE001 - the manager knows the policy
+        result = error
+    ended = time.monotonic()
+    return Outcome(result, ended - start, ended)
 
 
 @dataclass(frozen=True)
@@ -92,12 +121,13 @@ class Preparation:
     devices: frozenset[str]
 
     def run(self) -> Outcome:
-        start = time.monotonic()
-        warm_up = getattr(self.compiler, "warm_up", None)
-        if warm_up is not None:
-            warm_up(self.options, self.devices)
-        ended = time.monotonic()
-        return Outcome(None, ended - start, ended)
+        return _outcome_of(lambda: _warm_up(self.compiler, self.options, self.devices), time.monotonic())
+
+
+def _warm_up(compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> None:
+    warm_up = getattr(compiler, "warm_up", None)
+    if warm_up is not None:
+        warm_up(options, devices)
 
 
 class CompilePool:
@@ -129,12 +159,16 @@ class CompilePool:
         self._lender = lender if lender is not None else shared_workers()
 
     def warm_up(self, compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> None:
-        """Start a worker now, because there will be something to compile soon.
+        """Begin what the compiler needs once, because there will be something to compile soon.
+
+        Where one task is worth a worker, a worker does; else this process.
 
         Args:
             devices: types of the devices that will be compiled for.
         """
-        if not self._limit or not getattr(compiler, "can_compile_in_worker", False):
+        can_travel = getattr(compiler, "can_compile_in_worker", False)
+        if not self._limit or not can_travel or _worth_of(compiler) > 1:
+            _warm_up(compiler, options, devices)
             return
         try:
             preparation = _preparation(compiler, options, devices)
@@ -185,7 +219,11 @@ def _portable(task: CompileTask) -> bytes | None:
 
 
 def _worth_a_worker(tasks: Sequence[CompileTask]) -> int:
-    return min((getattr(task.compiler, "tasks_worth_a_worker", WORTH_A_WORKER) for task in tasks), default=1)
+    return min((_worth_of(task.compiler) for task in tasks), default=1)
+
+
+def _worth_of(compiler: Compiler) -> int:
+    return getattr(compiler, "tasks_worth_a_worker", WORTH_A_WORKER)
 
 
 def _passes(options: CompileOptions) -> str:
@@ -194,6 +232,33 @@ def _passes(options: CompileOptions) -> str:
 
 def _preparation(compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> bytes:
     return to_bytes(Preparation(compiler, options, devices))
+
+
+class _Finishing:
+    """Threads for the second halves of tasks, which mostly wait for processes; left when all are done."""
+
+    def __init__(self) -> None:
+        self._here = _BEGINNING.get()
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "torch-piecewise-finish")
+        self._futures: list[Future[None]] = []
+
+    def add(self, function: Callable[[], None]) -> None:
+        if self._here:
+            function()
+        else:
+            # Settings of torch are the context's (2.13).
+            context = contextvars.copy_context()
+            self._futures.append(self._threads.submit(context.run, function))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Interrupted, nobody wants the rest.
+        self._threads.shutdown(wait=kind is None, cancel_futures=kind is not None)
+        if kind is None:
+            for future in self._futures:
+                future.result()
 
 
 class _Run:
@@ -233,8 +298,12 @@ class _Run:
 
     def serve_here(self, *, everything: bool = True) -> None:
         """Compile in this process until nothing waits; or nothing but what a worker can compile."""
-        while (index := self._take(lambda portable: everything or not portable)) is not None:
-            self._record(index, self.tasks[index].run())
+        with _Finishing() as finishing:
+            while (index := self._take(lambda portable: everything or not portable)) is not None:
+                finishing.add(functools.partial(self._finish, index, self.tasks[index].begin()))
+
+    def _finish(self, index: int, rest: Callable[[], Outcome]) -> None:
+        self._record(index, rest())
 
     def serve_worker(self) -> None:
         """Hand a worker tasks until nothing waits."""

@@ -13,20 +13,53 @@ import torch
 import torch._inductor
 from torch._functorch import config as functorch_config
 from torch._functorch._aot_autograd.aot_autograd_result import deserialize_bundled_cache_entry
+from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.standalone_compile import AOTCompiledArtifact
 from torch.compiler import config as compiler_config
 from torch.fx import GraphModule
 
 from torch_piecewise.torch_private.fake_inputs import FakeInputs, compile_under
+from torch_piecewise.torch_private.late_kernels import LateKernels, kernels_later
 from torch_piecewise.torch_private.nodes import ensure_example_values
 from torch_piecewise.torch_private.partitions import partition_functions, partitioned
 from torch_piecewise.torch_private.settings import patched
+from torch_piecewise.torch_private.toolchain import build_shared_header
 
 # torch compiles one graph at a time in a process, under Dynamo's lock. That one cannot be taken here: who
 # holds it may be waiting for what is compiled here. In 2.11 settings belong to the process, so that the cache
 # tags of two compiles would meet.
 _ONE_AT_A_TIME = threading.RLock()
+
+
+class Lowered:
+    """A graph that Inductor has lowered, with kernels that are still to be built.
+
+    Args:
+        whole: the artifact's bytes; the compiled function itself where torch does not write it down: it
+            leaves out what its caches refuse, such as autocast regions and ``torch.cond`` (2.11, 2.13).
+    """
+
+    def __init__(
+        self, whole: bytes | Callable[..., tuple[Any, ...]], kernels: LateKernels, patches: Mapping[str, Any]
+    ) -> None:
+        self.whole = whole
+        self._kernels = kernels
+        self._patches = patches
+
+    def build_kernels(self) -> None:
+        """Build what the C++ compiler has to; from any thread, several at once."""
+        if self._kernels.are_wanted:
+            build_shared_header(self._patches)  # waits for it without keeping others from lowering
+            with self.settings():
+                self._kernels.submit()
+            self._kernels.wait()
+
+    @contextlib.contextmanager
+    def settings(self) -> Iterator[None]:
+        """Inside: Inductor's settings are those that the graph was lowered under. One thread at a time."""
+        with _ONE_AT_A_TIME, patched(inductor_config, self._patches):
+            yield
 
 
 def inductor_standalone(
@@ -36,19 +69,15 @@ def inductor_standalone(
     patches: Mapping[str, Any],
     cache_tag: str,
     partitions: bool = False,
-) -> bytes | Callable[..., tuple[Any, ...]]:
-    """Compile with ``torch._inductor.standalone_compile(aot=True)`` (2.11, 2.13) and serialise.
-
-    Returns:
-        The artifact's bytes; the compiled function itself where torch does not write it down: it leaves
-        out what its caches refuse, such as autocast regions and ``torch.cond`` (2.11, 2.13).
+) -> Lowered:
+    """Lower with ``torch._inductor.standalone_compile(aot=True)`` (2.11, 2.13) and serialise.
 
     Args:
         cache_tag: set into torch's own cache keys: its graph cache does not hold the symbols' bounds, so
             that ranges of one piece would meet there (measured on 2.13).
         partitions: make partition functions.
     """
-    with _compiling(fakes, cache_tag, partitions=partitions):
+    with _compiling(fakes, cache_tag, partitions=partitions), kernels_later() as kernels:
         # AOTAutograd keeps only graphs whose method calls are known to be on tensors.
         ensure_example_values(graph, fakes.values)
         artifact = torch._inductor.standalone_compile(
@@ -60,7 +89,8 @@ def inductor_standalone(
         )
     assert isinstance(artifact, AOTCompiledArtifact)
     run: Callable[..., tuple[Any, ...]] = artifact.inner_fn.compiled_fn
-    return artifact.serialize() if getattr(run, "serialize", None) is not None else run
+    keepable = getattr(run, "serialize", None) is not None
+    return Lowered(artifact.serialize() if keepable else run, kernels, patches)
 
 
 def load_inductor_standalone(payload: bytes) -> Callable[..., tuple[Any, ...]]:

@@ -1,36 +1,108 @@
 """Inductor's C++ compiler: what it can do, and what it builds once for all kernels of a machine.
 
 A process that has compiled nothing yet spends its first seconds on two things that are the same for every
-model: torch compiles and loads a probe per vector instruction set, and it precompiles the header that every
-kernel includes (``torch._inductor.cpu_vec_isa`` and ``codecache._precompile_header``; 2.11, 2.13).
+model: torch compiles and loads probes of the vector instruction sets, and it precompiles the header that
+every kernel includes (``torch._inductor.cpu_vec_isa`` and ``codecache._precompile_header``; 2.11, 2.13). It
+does one after the other when it meets the first kernel. Here the compiler is asked about its flags instead of
+being made to build probes, and the header is begun at once.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import subprocess
+import threading
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch._inductor import config
-from torch._inductor.codecache import CppPythonBindingsCodeCache
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
+from torch._inductor.codecache import (
+    CppPythonBindingsCodeCache,
+    _get_cpp_prefix_header,
+    _precompile_header,
+)
+from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions, get_cpp_compiler
+from torch._inductor.cpu_vec_isa import (
+    VecISA,
+    pick_vec_isa,
+    supported_vec_isa_list,
+    x86_isa_checker,
+)
 
-_EMPTY_KERNEL = 'extern "C" void kernel(float* out) {}\n'
+logger = logging.getLogger("torch_piecewise")
+
+_HEADER = threading.Lock()
+_ASKING = threading.Lock()
+
+_HEAD_START_SECONDS = 0.4
+"""What torch does in Python before it starts the C++ compiler takes half of this, and twice as long beside
+another thread: all that comes after waits for that compiler, so nothing else is begun before."""
+
+
+def begin_shared_header(patches: Mapping[str, Any]) -> None:
+    """Have :func:`build_shared_header` done beside this thread, with a head start."""
+    thread = threading.Thread(target=_try_shared_header, args=(patches,), daemon=True)
+    thread.start()
+    thread.join(_HEAD_START_SECONDS)
+
+
+def _try_shared_header(patches: Mapping[str, Any]) -> None:
+    try:
+        build_shared_header(patches)
+    except Exception as error:  # noqa: BLE001 - told by the first kernel that needs it, which meets it again
+        logger.debug("no shared header: %s", error)
 
 
 def build_shared_header(patches: Mapping[str, Any]) -> None:
-    """Build what every CPU kernel needs, as the first kernel built under these settings would."""
-    with config.patch(dict(patches)):
-        # The header is built before the kernel is submitted; submitted, it is dropped.
-        CppPythonBindingsCodeCache.load_pybinding_async(
-            ["float*"], _EMPTY_KERNEL, submit_fn=lambda _task: None
-        )
+    """Build what every CPU kernel needs, as the first kernel built under these settings would; once.
+
+    As ``CppPythonBindingsCodeCache.load_async`` builds it for code without a part of its own for the kernel
+    (2.11, 2.13). One that is built otherwise would be found missing later and built again.
+    """
+    header = _get_cpp_prefix_header("cpu")
+    # Others wait here, and not each with a preprocessor of its own for the lock file in torch's function.
+    with _HEADER, config.patch(dict(patches)):
+        if header is None or not config.cpp_cache_precompile_headers:
+            return
+        options = {
+            **CppPythonBindingsCodeCache.cpp_compile_command_flags,
+            "device_type": "cpu",
+            "extra_flags": (),
+            "use_relative_path": False,
+            "vec_isa": vector_isa(),
+        }
+        named = CppTorchDeviceOptions(compile_only=False, min_optimize=False, **options)
+        command = CppBuilder(name="o", sources="i", BuildOption=named).get_command_line()
+        _precompile_header(header, command, min_optimize=False, **options)
 
 
-@functools.cache
+def vector_isa() -> VecISA:
+    """The vector instruction set that kernels are made for under the settings in force.
+
+    ``pick_vec_isa`` decides once in a process. Where ``cpp.vec_isa_ok`` tells it that the common sets can be
+    built for, it still builds and loads a library for each further one, six of them where the CPU has AMX
+    (2.11, 2.13; https://github.com/pytorch/pytorch/issues/100378 and 140970), and nothing tells it about
+    those. So the objects that it asks ask the compiler about its flags instead, for the length of the call.
+    """
+    if not config.cpp.vec_isa_ok:
+        return pick_vec_isa()
+    with _ASKING:
+        for isa in supported_vec_isa_list:
+            vars(isa)["check_build"] = functools.partial(_knows_flags_of, isa)
+        try:
+            return pick_vec_isa()
+        finally:
+            for isa in supported_vec_isa_list:
+                del vars(isa)["check_build"]
+
+
+def _knows_flags_of(isa: VecISA, _code: str) -> bool:
+    return set(isa.build_arch_flags().split()) <= known_flags()
+
+
 def compiler_knows_this_cpu() -> bool:
     """Whether the C++ compiler takes the flags of every instruction set that torch finds in this CPU.
 
@@ -38,13 +110,31 @@ def compiler_knows_this_cpu() -> bool:
     compiler, which takes seconds. Here the compiler is asked alone; where it refuses, or where it is no
     x86 CPU, torch is left to find out by itself.
     """
-    present = x86_isa_checker()
-    usable = [isa for isa in supported_vec_isa_list if present and set(str(isa).split()) <= set(present)]
-    flags = [isa.build_arch_flags() for isa in usable]
-    if not flags:
-        return False
+    flags = {flag for isa in _present_sets() for flag in isa._arch_flags.split()}
+    return bool(flags) and flags <= known_flags()
+
+
+@functools.cache
+def known_flags() -> frozenset[str]:
+    """Of the flags for what this CPU can do, those that the C++ compiler takes."""
+    flags = {flag for isa in _present_sets() for flag in isa._arch_flags.split()}
+    if torch.cpu._is_avx512_bf16_supported():
+        flags.add("-mavx512bf16")
+    if torch.cpu._is_amx_fp16_supported():
+        flags.add("-mamx-fp16")
+    if _compiler_takes(*sorted(flags)):
+        return frozenset(flags)
+    return frozenset(flag for flag in flags if _compiler_takes(flag))
+
+
+def _present_sets() -> list[VecISA]:
+    present = set(x86_isa_checker())
+    return [isa for isa in supported_vec_isa_list if present and set(str(isa).split()) <= present]
+
+
+def _compiler_takes(*flags: str) -> bool:
     try:
-        command = [get_cpp_compiler(), *" ".join(flags).split(), "-E", "-x", "c++", os.devnull]
+        command = [get_cpp_compiler(), *flags, "-E", "-x", "c++", os.devnull]
         # What torch itself would run.
         done = subprocess.run(command, capture_output=True, check=False, timeout=30)  # noqa: S603
     except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, or a broken one
@@ -54,4 +144,10 @@ def compiler_knows_this_cpu() -> bool:
 
 def with_known_cpu(patches: Mapping[str, Any]) -> dict[str, Any]:
     """``patches`` of Inductor's configuration, with torch's own probes left out where they are not needed."""
-    return {"cpp.vec_isa_ok": True, **patches} if compiler_knows_this_cpu() else dict(patches)
+    if not compiler_knows_this_cpu():
+        return dict(patches)
+    settings = {"cpp.vec_isa_ok": True, **patches}
+    if settings["cpp.vec_isa_ok"]:
+        with config.patch(settings):
+            vector_isa()  # decides for the process, before torch does it in its way
+    return settings
