@@ -7,9 +7,10 @@ result.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,15 @@ class Check:
     text: str
     got: str
 
-    @property
-    def reads_globals(self) -> bool:
-        """Whether it is about a value of a module."""
-        return "§globals[" in self.expression or "§modules[" in self.expression
+    def reads_surroundings(self, closed_over: Collection[str]) -> bool:
+        """Whether it is about a global or about a variable that the traced function closes over.
+
+        Args:
+            closed_over: the names of those; none of them is an argument's.
+        """
+        named = re.findall(r"(?<![\w.'\"])[^\W\d]\w*", self.expression)
+        places = ("§globals[", "§modules[")
+        return any(place in self.expression for place in places) or not set(named).isdisjoint(closed_over)
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,10 @@ class Entry:
         self._explain: Callable[..., str | Relation | None] = scope["explain"]
         self._key: Callable[..., SizeKey] = scope["key"]
 
-    def without_globals(self) -> Entry:
-        """The same with the values of globals taken for granted, as they were in the trace."""
-        checks = (check for check in self.convention.checks if not check.reads_globals)
+    def without_surroundings(self) -> Entry:
+        """The same with the values of globals and closed-over variables taken as they were in the trace."""
+        closed_over = self.shape.function.__code__.co_freevars
+        checks = (check for check in self.convention.checks if not check.reads_surroundings(closed_over))
         convention = dataclasses.replace(self.convention, checks=tuple(checks))
         return Entry(convention, self.shape, self.program)
 

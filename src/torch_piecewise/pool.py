@@ -121,13 +121,8 @@ class Preparation:
     devices: frozenset[str]
 
     def run(self) -> Outcome:
-        return _outcome_of(lambda: _warm_up(self.compiler, self.options, self.devices), time.monotonic())
-
-
-def _warm_up(compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> None:
-    warm_up = getattr(compiler, "warm_up", None)
-    if warm_up is not None:
-        warm_up(options, devices)
+        warm_up = getattr(self.compiler, "warm_up", lambda _options, _devices: None)
+        return _outcome_of(lambda: warm_up(self.options, self.devices), time.monotonic())
 
 
 class CompilePool:
@@ -166,16 +161,17 @@ class CompilePool:
         Args:
             devices: types of the devices that will be compiled for.
         """
+        preparation = Preparation(compiler, options, devices)
         can_travel = getattr(compiler, "can_compile_in_worker", False)
         if not self._limit or not can_travel or _worth_of(compiler) > 1:
-            _warm_up(compiler, options, devices)
+            result = preparation.run().result
+            if isinstance(result, Exception):  # whatever it is, the first task meets it again
+                logger.debug("nothing was prepared: %s", result)
             return
         try:
-            preparation = _preparation(compiler, options, devices)
+            self._lender.warm(1, to_bytes(preparation))
         except FingerprintError as error:
             logger.debug("no worker can compile under these settings: %s", error.got)
-            return
-        self._lender.warm(1, preparation)
 
     def run(self, tasks: Sequence[CompileTask]) -> list[Outcome]:
         """Run all tasks; outcomes in the order of ``tasks``.
@@ -228,10 +224,6 @@ def _worth_of(compiler: Compiler) -> int:
 
 def _passes(options: CompileOptions) -> str:
     return "" if options.passes is None else options.passes.fingerprint()
-
-
-def _preparation(compiler: Compiler, options: CompileOptions, devices: frozenset[str]) -> bytes:
-    return to_bytes(Preparation(compiler, options, devices))
 
 
 class _Finishing:
@@ -325,7 +317,7 @@ class _Run:
 
     def _preparation(self) -> bytes:
         task = next(task for task, bytes_ in zip(self.tasks, self.portable, strict=True) if bytes_)
-        return _preparation(task.compiler, task.options, frozenset())
+        return to_bytes(Preparation(task.compiler, task.options, frozenset()))
 
     def finish(self) -> None:
         """Compile here what workers failed at."""

@@ -17,6 +17,7 @@ import torch_piecewise as tp
 from tests.bundles import served
 from tests.models.checks import assert_same
 from torch_piecewise.errors import BundleError, GuardError
+from torch_piecewise.runtime.code import tags_differ
 
 SETTINGS: dict[str, Any] = {"backend": "eager", "disable_cache": True, "splitting_ops": []}
 
@@ -143,6 +144,113 @@ def test_a_model_with_hooks_is_served_with_hooks_of_the_same_names_only(
     assert_same(tp.load(path, model)(x), want)
     with pytest.raises(BundleError, match="forward hooks differs\n  expected: double\n  got: none"):
         tp.load(path, Attributes().eval())
+
+
+# -- code
+
+
+def version(text: str) -> type[nn.Module]:
+    """The class ``Edited`` as a file with ``text`` in its helper would give it."""
+    source = f"""
+class Edited(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.helped(self.inner(x))
+
+    def helped(self, x):
+        {text}
+"""
+    scope: dict[str, Any] = {"torch": torch, "__name__": f"{__name__}.{len(text)}"}
+    exec(source, scope)
+    edited: type[nn.Module] = scope["Edited"]
+    return edited
+
+
+def test_a_model_whose_code_was_edited_is_refused(tmp_path: Path, no_grad: None) -> None:
+    path = bake(version("return x * 2 + (x > 0)")().eval(), tmp_path / "b")
+    with pytest.raises(BundleError, match=r"helped differs\n  expected: the code that was baked\n"):
+        tp.load(path, version("return x * 3 + (x > 0)")().eval())
+    again = version("# A remark.\n        return x * 2 + (x > 0)")().eval()  # of another module, too
+    x = torch.randn(5, 4)
+    want = again(x)
+    assert_same(tp.load(path, again)(x), want)
+
+
+def test_an_edited_forward_is_refused_however_it_is_decorated(tmp_path: Path) -> None:
+    def model(factor: int) -> nn.Module:
+        class Scaled(nn.Module):
+            @torch.inference_mode(mode=False)
+            def forward(self, x: Tensor) -> Tensor:
+                return x * 2 if factor == 2 else x * factor
+
+        if factor == 2:
+            return Scaled().eval()
+
+        class Other(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x * factor
+
+        Other.__qualname__ = Scaled.__qualname__
+        return Other().eval()
+
+    path = bake(model(2), tmp_path / "b")
+    tp.load(path, model(2))
+    with pytest.raises(BundleError, match=r"\.?forward differs"):
+        tp.load(path, model(3))
+
+
+def test_another_function_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    def model(factor: int) -> nn.Module:
+        def helper(x: Tensor) -> Tensor:
+            return x + 1
+
+        if factor == 3:
+
+            def helper(x: Tensor) -> Tensor:
+                return x * 3
+
+        made = Attributes()
+        made.function = helper
+        return made.eval()
+
+    path = bake(model(2), tmp_path / "b")
+    tp.load(path, model(2))
+    with pytest.raises(BundleError, match=r"function differs\n  expected: the code that was baked"):
+        tp.load(path, model(3))
+
+
+def test_an_edited_forward_of_one_object_is_refused(tmp_path: Path) -> None:
+    def model(function: Callable[..., Any]) -> nn.Module:
+        made = Attributes().eval()
+        made.layers[0].forward = function
+        return made
+
+    path = bake(model(lambda x: x + 1), tmp_path / "b")
+    tp.load(path, model(lambda x: x + 1))
+    with pytest.raises(BundleError, match=r"layers\.0\.forward differs"):
+        tp.load(path, model(lambda x: x - 1))
+
+
+def test_a_class_that_was_changed_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bake(Attributes().eval(), tmp_path / "b")
+    tp.load(path, Attributes().eval())
+    monkeypatch.setattr(Attributes, "forward", lambda self, x: self.first(x))
+    with pytest.raises(BundleError, match=r": \.?forward differs"):
+        tp.load(path, Attributes().eval())
+
+
+def test_code_of_another_python_says_nothing() -> None:
+    assert not tags_differ("3.11 aa", "3.12 bb")
+    assert not tags_differ("3.11 aa", "3.11 aa")
+    assert tags_differ("3.11 aa", "3.11 bb")
+    assert tags_differ("3.11 aa", "")
+    assert tags_differ("", "3.11 aa")
 
 
 # -- parameters and buffers

@@ -12,6 +12,7 @@ import torch
 from torch.nn import Module
 
 from torch_piecewise.input_guards import BY_IDENTITY, BY_KEYS, BY_LENGTH, BY_VALUE
+from torch_piecewise.runtime.code import code_tag, method_tags
 from torch_piecewise.runtime.model import hook_names, is_plain_path, looks, read
 from torch_piecewise.torch_private.dynamo import InputGuard
 
@@ -82,9 +83,15 @@ def _kind(module: Module, facts: set[tuple[str, str]]) -> dict[str, Any]:
         kind["hooks"] = hooks
     if "forward" in vars(module):
         kind["forward"] = True
+    if tags := method_tags(type(module)):
+        kind["code"] = tags
     if any(what == "._modules" and guard in (*BY_KEYS, *BY_LENGTH) for what, guard in facts):
         kind["children"] = [name for name, _ in module.named_children()]
     rows = {row for what, guard in facts if (row := _row(module, what, guard)) is not None}
+    functions = {what for what, how, _ in rows if how == "called"} | (
+        {".forward"} if "forward" in kind else set()
+    )
+    rows |= {(what, "code", tag) for what in functions if (tag := code_tag(read(module, what)))}
     if rows:
         kind["read"] = sorted(rows)
     return kind

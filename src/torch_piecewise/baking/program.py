@@ -61,8 +61,8 @@ class ProgramWriter:
     """
 
     def __init__(self, traced: Traced, model: Module) -> None:
-        # Globals are the baking process's: the one that serves may not even have their modules.
-        self.entry = traced.entry.without_globals()
+        # Those are the baking process's: the one that serves may not even have the modules of globals.
+        self.entry = traced.entry.without_surroundings()
         self.program = self.entry.program
         self.model = model
         self._traced = traced

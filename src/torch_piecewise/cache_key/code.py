@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from torch_piecewise.cache_key.base import PythonValue
+from torch_piecewise.runtime.code import code_parts
 
 _BY_VERSION = frozenset({"torch", "builtins"})
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
@@ -149,8 +150,7 @@ class _Digester:
             return None
         if goes_by_name(function.__module__) and wrapped is None:
             return self.add("named", name_of(function))
-        self.add("code")
-        self._add_code(function.__code__)
+        self.add("code", *code_parts(function.__code__))
         if not self._values:
             return None
         for value in (*(function.__defaults__ or ()), *_sorted_values(function.__kwdefaults__ or {})):
@@ -170,20 +170,6 @@ class _Digester:
         if callable(value) and not isinstance(value, type):
             return self.add_callable(value)
         return self.add("value", constant_text(value))
-
-    def _add_code(self, code: types.CodeType) -> None:
-        self.add(
-            code.co_code.hex(),
-            repr((code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)),
-            repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)),
-            getattr(code, "co_exceptiontable", b"").hex(),
-        )
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                self.add("inner")
-                self._add_code(constant)
-            else:
-                self.add(constant_text(constant))
 
 
 def _sorted_values(mapping: dict[str, Any]) -> list[Any]:

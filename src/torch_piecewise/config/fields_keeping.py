@@ -113,8 +113,8 @@ class KeepingFields:
         default=None,
         metadata=setting(
             OrNone(Int(1)),
-            "Processes that compile at once, this one and workers, where there are pieces enough to be worth a worker; "
-            "1 starts none. None: as many as cores.",
+            "Processes that compile at once, this one and workers, where there are pieces enough to be worth "
+            "a worker; 1 starts none. None: as many as cores.",
             "pool",
             keyed=False,
         ),

@@ -7,25 +7,31 @@ A row for each module of the baked model: ``[path, kind]``, where ``kinds[kind]`
 - ``optional``: true where the trace may not have gone through this one, which may then be missing;
 - ``hooks``: names of its forward hooks, if it has any;
 - ``forward``: true where its ``forward`` is not its class's;
+- ``code``: the class's ``forward`` and the methods that it may call, each with the tag of its code, where
+  that is the user's;
 - ``children``: names of its submodules, if the trace looked at which there are;
-- ``read``: rows ``[what, how, text]``: an attribute and what it looked like.
+- ``read``: rows ``[what, how, text]``: an attribute and what it looked like; of a function of the user's
+  also the tag of its code (``how`` is ``code``).
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from torch_piecewise.errors import BundleError
+from torch_piecewise.runtime.code import code_tag, method_tags, tags_differ
 from torch_piecewise.torch_private.modules import hook_tables
 
 _STEPS = re.compile(r"(?:\.[A-Za-z_]\w*|\[(?:\d+|'[^']*')\])+")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\['([^']*)'\]")
 _TABLE = re.compile(r"\._(?:parameters|buffers|modules)\['([^']*)'\]")
 _LONGEST = 200
+_TWO_CODES = ("the code that was baked", "other code of that name")
 
 
 def is_plain_path(what: str) -> bool:
@@ -48,6 +54,8 @@ def looks(how: str, value: Any) -> str:
     """What is compared, and shown to people: an ``is`` value, a ``length``, a class or function."""
     if how == "length":
         return f"length {len(value)}" if hasattr(value, "__len__") else f"a {type(value).__qualname__}"
+    if how == "code":
+        return code_tag(value)
     if how == "called":
         return str(getattr(value, "__qualname__", None) or f"a {type(value).__qualname__}")
     if how == "is" and not isinstance(value, torch.Tensor):
@@ -72,12 +80,13 @@ def check_modules(document: Mapping[str, Any], model: torch.nn.Module) -> None:
     """
     kinds = document["kinds"]
     modules = dict(model.named_modules(remove_duplicate=False))
+    tags_of = functools.cache(method_tags)  # for this look alone: classes can be changed
     for path, index in document["rows"]:
         kind, module = kinds[index], modules.get(path)
         may_be_missing = module is None and kind.get("optional", False)
         if "class" not in kind or type(module) is torch.nn.Module or may_be_missing:
             continue
-        for what, expected, got in _differences(kind, module):
+        for what, expected, got in _differences(kind, module, tags_of):
             raise BundleError(
                 f"The model does not fit the bundle: {_shown(path, what)} differs",
                 expected=expected,
@@ -86,7 +95,9 @@ def check_modules(document: Mapping[str, Any], model: torch.nn.Module) -> None:
             )
 
 
-def _differences(kind: Mapping[str, Any], module: Any) -> Iterator[tuple[str, str, str]]:
+def _differences(
+    kind: Mapping[str, Any], module: Any, tags_of: Callable[[type], Mapping[str, str]]
+) -> Iterator[tuple[str, str, str]]:
     """What differs, where, and how."""
     got = "no such module" if module is None else f"a {type(module).__qualname__}"
     if got != f"a {kind['class']}":
@@ -99,6 +110,10 @@ def _differences(kind: Mapping[str, Any], module: Any) -> Iterator[tuple[str, st
     if own != kind.get("forward", False):
         texts = ("one of this object", "the class's own")
         yield ".forward", texts[own], texts[not own]
+    baked, now_there = kind.get("code", {}), tags_of(type(module))
+    for name in {**baked, **now_there}:
+        if tags_differ(baked.get(name, ""), now_there.get(name, "")):
+            yield f".{name}", *_TWO_CODES
     children = kind.get("children")
     if children is not None:
         yield from _other_children(children, module)
@@ -107,7 +122,10 @@ def _differences(kind: Mapping[str, Any], module: Any) -> Iterator[tuple[str, st
             found = looks(how, read(module, what))
         except (LookupError, AttributeError, TypeError):
             found = "nothing"
-        if found != text:
+        if how == "code":
+            if tags_differ(text, found):
+                yield what, *_TWO_CODES
+        elif found != text:
             yield what, text, found
 
 
