@@ -88,9 +88,9 @@ def _kind(module: Module, facts: set[tuple[str, str]]) -> dict[str, Any]:
     if any(what == "._modules" and guard in (*BY_KEYS, *BY_LENGTH) for what, guard in facts):
         kind["children"] = [name for name, _ in module.named_children()]
     rows = {row for what, guard in facts if (row := _row(module, what, guard)) is not None}
-    functions = {what for what, how, _ in rows if how == "called"} | (
-        {".forward"} if "forward" in kind else set()
-    )
+    functions = {what for what, how, _ in rows if how == "called"}
+    if "forward" in kind:
+        functions.add(".forward")
     rows |= {(what, "code", tag) for what in functions if (tag := code_tag(read(module, what)))}
     if rows:
         kind["read"] = sorted(rows)
