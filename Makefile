@@ -56,7 +56,7 @@ docs: install ## The pages as a site, in site/; broken links fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install ## Measure; one question a file
-	for file in start_up trace_by_depth compile_by_depth bundle_start call_overhead runner_cost replay_plan \
+	for file in start_up trace_by_depth compile_by_depth bundle_start call_overhead guard_cost runner_cost replay_plan \
 		real_model; do \
 		echo "== benchmarks/$$file.py"; $(BIN)/python benchmarks/$$file.py || exit 1; \
 	done

@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         result: the artifact, or the exception.
-        seconds: how long it took.
+        seconds: how long it took; of two steps, without what lay between them.
         ended: on ``time.monotonic``'s clock of this process.
     """
 
@@ -69,28 +69,28 @@ class CompileTask:
 
     def begin(self) -> Callable[[], Outcome]:
         """Do what has to be done on this thread; what is returned does the rest, on any."""
-        start = time.monotonic()
         in_two_steps = getattr(self.compiler, "begin", None)
         compile_ = in_two_steps if in_two_steps is not None else self.compiler.compile
         token = _BEGINNING.set(True)
         try:
             with self.options.context(self.range):
-                begun = _outcome_of(lambda: compile_(self.piece, self.range, self.options), start)
+                begun = _outcome_of(lambda: compile_(self.piece, self.range, self.options))
         finally:
             _BEGINNING.reset(token)
         if in_two_steps is None or isinstance(begun.result, Exception):
             return lambda: begun
-        return lambda: _outcome_of(begun.result, start)
+        return lambda: _outcome_of(begun.result, begun.seconds)
 
 
-def _outcome_of(step: Callable[[], Any], start: float) -> Outcome:
+def _outcome_of(step: Callable[[], Any], seconds_before: float = 0.0) -> Outcome:
     """What ``step`` returns, or the exception it ends with."""
+    start = time.monotonic()
     try:
         result = step()
     except Exception as error:  # noqa: BLE001 - the manager knows the policy
         result = error
     ended = time.monotonic()
-    return Outcome(result, ended - start, ended)
+    return Outcome(result, seconds_before + ended - start, ended)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Preparation:
 
     def run(self) -> Outcome:
         warm_up = getattr(self.compiler, "warm_up", lambda _options, _devices: None)
-        return _outcome_of(lambda: warm_up(self.options, self.devices), time.monotonic())
+        return _outcome_of(lambda: warm_up(self.options, self.devices))
 
 
 class CompilePool:
