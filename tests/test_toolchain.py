@@ -106,3 +106,36 @@ def run(program: str, folder: Path, *arguments: str) -> str:
         [sys.executable, "-c", program, *arguments], env=env, capture_output=True, text=True, check=True
     )
     return done.stdout
+
+
+IMPORTS = """
+import importlib, threading, torch
+
+failed = []
+
+
+def load(*names):
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except BaseException as error:
+        failed.append(f"{names}: {error!r}")
+
+
+ways = [
+    ("torch_piecewise.torch_private.toolchain",),
+    ("torch._dynamo", "torch._inductor.compile_fx"),  # as torch.compile does
+    ("torch_piecewise.torch_private.inductor_settings",),
+]
+threads = [threading.Thread(target=load, args=names) for names in ways]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(failed)
+"""
+
+
+def test_inductor_is_loaded_while_another_thread_uses_torch_compile(tmp_path: Path) -> None:
+    """Modules of torch import each other in circles: threads that begin elsewhere see half of them."""
+    assert run(IMPORTS, tmp_path).strip() == "[]"
