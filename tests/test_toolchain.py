@@ -55,11 +55,10 @@ def test_a_compiler_that_is_missing_is_left_for_torch_to_report(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(toolchain, "get_cpp_compiler", missing)
-    assert not toolchain.known_flags()
     assert toolchain.compiler_knows_this_cpu() is False
-    toolchain.known_flags.cache_clear()
-    monkeypatch.setattr(toolchain, "get_cpp_compiler", lambda: "false")
-    assert not toolchain.known_flags()
+    assert toolchain.with_known_cpu({"max_autotune": True}) == {"max_autotune": True}
+    assert not toolchain.known_flags("/nowhere/g++")
+    assert not toolchain.known_flags("false")
 
 
 def test_an_old_compiler_is_known_to_lack_only_what_it_lacks(
@@ -68,9 +67,9 @@ def test_an_old_compiler_is_known_to_lack_only_what_it_lacks(
     monkeypatch.setattr(toolchain, "x86_isa_checker", lambda: ["avx2", "avx512"])
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: False)
-    monkeypatch.setattr(toolchain, "_compiler_takes", lambda *flags: "-mavx512bf16" not in flags)
-    assert {"-mavx2", "-mavx512f"} <= toolchain.known_flags()
-    assert "-mavx512bf16" not in toolchain.known_flags()
+    monkeypatch.setattr(toolchain, "_takes", lambda compiler, *flags: "-mavx512bf16" not in flags)
+    assert {"-mavx2", "-mavx512f"} <= toolchain.known_flags("g++")
+    assert "-mavx512bf16" not in toolchain.known_flags("g++")
     assert toolchain.compiler_knows_this_cpu() is True
 
 

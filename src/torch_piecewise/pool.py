@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +19,7 @@ from torch_piecewise.errors import CompileError, FingerprintError
 from torch_piecewise.graph_bytes import to_bytes
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
+from torch_piecewise.torch_private.settings import compiling, is_compiling
 from torch_piecewise.worker import WorkerError, is_worker
 from torch_piecewise.workers import Workers, shared_workers
 
@@ -42,11 +42,7 @@ class Outcome(NamedTuple):
 
 _LOOK_UP_SECONDS = 0.1
 
-_BEGINNING: ContextVar[bool] = ContextVar("torch_piecewise_beginning", default=False)
-"""Whether this thread compiles a piece. What it compiles meanwhile, for a model that the piece runs, is
-finished on the same thread, which may hold what another would wait for."""
-
-_AT_ONCE = 8
+_AT_ONCE = max(8, os.cpu_count() or 1)
 """Tasks that are finished at once: the C++ compilers that run at once torch limits by itself."""
 
 WORTH_A_WORKER = 3
@@ -65,21 +61,26 @@ class CompileTask:
 
     def run(self) -> Outcome:
         """Compile in this process."""
-        return self.begin()()
+        begun = self.begin()
+        return begun() if callable(begun) else begun
 
-    def begin(self) -> Callable[[], Outcome]:
-        """Do what has to be done on this thread; what is returned does the rest, on any."""
-        in_two_steps = getattr(self.compiler, "begin", None)
-        compile_ = in_two_steps if in_two_steps is not None else self.compiler.compile
-        token = _BEGINNING.set(True)
-        try:
-            with self.options.context(self.range):
-                begun = _outcome_of(lambda: compile_(self.piece, self.range, self.options))
-        finally:
-            _BEGINNING.reset(token)
-        if in_two_steps is None or isinstance(begun.result, Exception):
-            return lambda: begun
+    def begin(self) -> Outcome | Callable[[], Outcome]:
+        """Do what has to be done on this thread; a function that is returned does the rest, on any."""
+        in_two_steps = _compiles_in_two_steps(type(self.compiler))
+        step = self.compiler.begin if in_two_steps else self.compiler.compile  # type: ignore[attr-defined]
+        with compiling(), self.options.context(self.range):
+            begun = _outcome_of(lambda: step(self.piece, self.range, self.options))
+        if not in_two_steps or isinstance(begun.result, Exception):
+            return begun
         return lambda: _outcome_of(begun.result, begun.seconds)
+
+
+def _compiles_in_two_steps(kind: type) -> bool:
+    """Whether it has ``begin``, and no ``compile`` of its own above the class that ``begin`` is from."""
+    for base in kind.__mro__:
+        if "begin" in vars(base) or "compile" in vars(base):
+            return "begin" in vars(base)
+    return False
 
 
 def _outcome_of(step: Callable[[], Any], seconds_before: float = 0.0) -> Outcome:
@@ -114,7 +115,7 @@ class _InWorker:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a worker does before its first task: load the compiler, begin what it needs once."""
+    """What comes before the first task of a compiler: begin what it needs once."""
 
     compiler: Compiler
     options: CompileOptions
@@ -230,27 +231,36 @@ class _Finishing:
     """Threads for the second halves of tasks, which mostly wait for processes; left when all are done."""
 
     def __init__(self) -> None:
-        self._here = _BEGINNING.get()
-        self._threads = ThreadPoolExecutor(_AT_ONCE, "torch-piecewise-finish")
+        self._threads: ThreadPoolExecutor | None = None
         self._futures: list[Future[None]] = []
 
     def add(self, function: Callable[[], None]) -> None:
-        if self._here:
+        """Have ``function`` called; here, where another thread might wait for what this one holds."""
+        if is_compiling():
             function()
-        else:
-            # Settings of torch are the context's (2.13).
-            context = contextvars.copy_context()
+            return
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_AT_ONCE, "torch-piecewise-finish")
+        # Settings of torch are the context's (2.13).
+        context = contextvars.copy_context()
+        try:
             self._futures.append(self._threads.submit(context.run, function))
+        except RuntimeError:  # the interpreter is ending and starts no threads
+            function()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Interrupted, nobody wants the rest.
-        self._threads.shutdown(wait=kind is None, cancel_futures=kind is not None)
-        if kind is None:
-            for future in self._futures:
-                future.result()
+        if self._threads is None:
+            return
+        try:
+            if kind is None:
+                for future in self._futures:
+                    future.result()
+        finally:
+            # Interrupted, here or before, nobody wants the rest.
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Run:
@@ -292,7 +302,11 @@ class _Run:
         """Compile in this process until nothing waits; or nothing but what a worker can compile."""
         with _Finishing() as finishing:
             while (index := self._take(lambda portable: everything or not portable)) is not None:
-                finishing.add(functools.partial(self._finish, index, self.tasks[index].begin()))
+                begun = self.tasks[index].begin()
+                if callable(begun):
+                    finishing.add(functools.partial(self._finish, index, begun))
+                else:
+                    self._record(index, begun)
 
     def _finish(self, index: int, rest: Callable[[], Outcome]) -> None:
         self._record(index, rest())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,16 +19,11 @@ from torch.compiler import config as compiler_config
 from torch.fx import GraphModule
 
 from torch_piecewise.torch_private.fake_inputs import FakeInputs, compile_under
-from torch_piecewise.torch_private.late_kernels import LateKernels, kernels_later
+from torch_piecewise.torch_private.late_kernels import LateKernels, kernels_later, kernels_now
 from torch_piecewise.torch_private.nodes import ensure_example_values
 from torch_piecewise.torch_private.partitions import partition_functions, partitioned
-from torch_piecewise.torch_private.settings import patched
+from torch_piecewise.torch_private.settings import compiling, one_compile_at_a_time, patched
 from torch_piecewise.torch_private.toolchain import build_shared_header
-
-# torch compiles one graph at a time in a process, under Dynamo's lock. That one cannot be taken here: who
-# holds it may be waiting for what is compiled here. In 2.11 settings belong to the process, so that the cache
-# tags of two compiles would meet.
-_ONE_AT_A_TIME = threading.RLock()
 
 
 class Lowered:
@@ -58,7 +52,7 @@ class Lowered:
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
         """Inside: Inductor's settings are those that the graph was lowered under. One thread at a time."""
-        with _ONE_AT_A_TIME, patched(inductor_config, self._patches):
+        with one_compile_at_a_time(), patched(inductor_config, self._patches):
             yield
 
 
@@ -136,7 +130,11 @@ def inductor_in_memory(
 
     # A hit of AOTAutograd's cache would hand out a callable whose generated code nobody knows.
     no_hits = {"enable_autograd_cache": False} if partitions else {}
-    with _compiling(fakes, cache_tag, partitions=partitions), patched(functorch_config, no_hits):
+    with (
+        _compiling(fakes, cache_tag, partitions=partitions),
+        kernels_now(),
+        patched(functorch_config, no_hits),
+    ):
         run: Any = compile_fx(
             copy.deepcopy(graph),
             list(fakes.values),
@@ -151,7 +149,8 @@ def inductor_in_memory(
 def _compiling(fakes: FakeInputs, cache_tag: str, *, partitions: bool) -> Iterator[None]:
     """What is in force around a compile."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(one_compile_at_a_time())
+        stack.enter_context(compiling())
         stack.enter_context(compile_under(fakes))
         # Scheduling differs with partitions, and torch's key does not hold that (2.11, 2.13).
         tag = f"{cache_tag} partitions" if partitions else cache_tag

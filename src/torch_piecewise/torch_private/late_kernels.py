@@ -3,8 +3,8 @@
 Inductor waits for the C++ compiler at the end of each graph: the generated module asks for its kernels
 (``async_compile.cpp_pybinding``) and then waits for them (``async_compile.wait``), and for the precompiled
 header too, while the next graph could be lowered. torch has no way to wait later (2.11, 2.13), and no issue
-that asks for one was found. :func:`kernels_later` stands in for the one class that generated modules take
-their kernels from, for what the calling thread lowers inside it; others get what they always got.
+that asks for one was found. So :func:`kernels_later` replaces the two methods for its length; what other
+threads compile meanwhile gets what it always got.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
-from torch._inductor import async_compile
+import torch._dynamo  # noqa: F401 - before Inductor, as torch.compile does on other threads
 from torch._inductor.async_compile import AsyncCompile
 
+from torch_piecewise.torch_private.settings import one_compile_at_a_time
+
+_cpp_pybinding, _wait_for_all = AsyncCompile.cpp_pybinding, AsyncCompile.wait
+
 _COLLECTING: ContextVar[LateKernels | None] = ContextVar("torch_piecewise_late_kernels", default=None)
-_SCOPE = threading.RLock()
 
 
 class LateKernels:
@@ -65,7 +69,7 @@ class _LateKernel:
     def submit(self) -> None:
         with self._lock:
             if self._made is None:
-                self._made = AsyncCompile().cpp_pybinding(*self._args, **self._kwargs)
+                self._made = _cpp_pybinding(AsyncCompile(), *self._args, **self._kwargs)
 
     def result(self) -> Any:
         self.submit()
@@ -75,32 +79,47 @@ class _LateKernel:
         return self.result()(*args)
 
 
-class _LateCompile(AsyncCompile):
-    """What generated modules take for ``AsyncCompile`` inside :func:`kernels_later`."""
+def _ask(self: AsyncCompile, *args: Any, **kwargs: Any) -> Any:
+    if _COLLECTING.get() is None:
+        return _cpp_pybinding(self, *args, **kwargs)
+    return _LateKernel(args, kwargs)
 
-    def cpp_pybinding(self, *args: Any, **kwargs: Any) -> Any:
-        if _COLLECTING.get() is None:
-            return super().cpp_pybinding(*args, **kwargs)
-        return _LateKernel(args, kwargs)
 
-    def wait(self, scope: dict[str, Any]) -> None:
-        super().wait(scope)
-        collecting = _COLLECTING.get()
-        if collecting is not None:
-            collecting.add(scope)
+def _wait(self: AsyncCompile, scope: dict[str, Any]) -> None:
+    _wait_for_all(self, scope)
+    collecting = _COLLECTING.get()
+    if collecting is not None:
+        collecting.add(scope)
 
 
 @contextlib.contextmanager
 def kernels_later() -> Iterator[LateKernels]:
-    """Inside: C++ kernels of what this thread compiles are asked for and not built. One thread at a time."""
+    """Inside: C++ kernels of what this thread compiles are asked for and not built."""
     kernels = LateKernels()
-    module: Any = async_compile
-    with _SCOPE:
-        before = module.AsyncCompile
-        module.AsyncCompile = _LateCompile
-        token = _COLLECTING.set(kernels)
+    with _asking_later(), _collecting(kernels):
+        yield kernels
+
+
+def kernels_now() -> AbstractContextManager[None]:
+    """Inside: kernels are built when they are asked for, also within :func:`kernels_later`."""
+    return _collecting(None)
+
+
+@contextlib.contextmanager
+def _collecting(kernels: LateKernels | None) -> Iterator[None]:
+    token = _COLLECTING.set(kernels)
+    try:
+        yield
+    finally:
+        _COLLECTING.reset(token)
+
+
+@contextlib.contextmanager
+def _asking_later() -> Iterator[None]:
+    with one_compile_at_a_time():
+        before = vars(AsyncCompile)["cpp_pybinding"], vars(AsyncCompile)["wait"]
+        AsyncCompile.cpp_pybinding, AsyncCompile.wait = _ask, _wait  # type: ignore[method-assign]
         try:
-            yield kernels
+            yield
         finally:
-            _COLLECTING.reset(token)
-            module.AsyncCompile = before
+            AsyncCompile.cpp_pybinding, AsyncCompile.wait = before  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ being made to build probes, and the header is begun at once.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import logging
 import os
@@ -33,19 +34,31 @@ from torch._inductor.cpu_vec_isa import (
     x86_isa_checker,
 )
 
+from torch_piecewise.torch_private.settings import patched_beside_compiles
+
 logger = logging.getLogger("torch_piecewise")
 
-_HEADER = threading.Lock()
-_ASKING = threading.Lock()
+
+class _Locks:
+    def __init__(self) -> None:
+        self.header = threading.Lock()
+        self.asking = threading.Lock()
+
+
+_locks = _Locks()
+# A thread that holds one is not there in a child, and would never give it back.
+os.register_at_fork(after_in_child=_locks.__init__)  # type: ignore[misc]
 
 _HEAD_START_SECONDS = 0.4
-"""What torch does in Python before it starts the C++ compiler takes half of this, and twice as long beside
-another thread: all that comes after waits for that compiler, so nothing else is begun before."""
+"""torch needs 0.2 s of Python before it starts the C++ compiler, and twice that beside another thread. All
+that comes after waits for that compiler."""
 
 
 def begin_shared_header(patches: Mapping[str, Any]) -> None:
     """Have :func:`build_shared_header` done beside this thread, with a head start."""
-    thread = threading.Thread(target=_try_shared_header, args=(patches,), daemon=True)
+    # Settings of torch are the context's (2.13).
+    arguments = (_try_shared_header, patches)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=arguments, daemon=True)
     thread.start()
     thread.join(_HEAD_START_SECONDS)
 
@@ -58,14 +71,16 @@ def _try_shared_header(patches: Mapping[str, Any]) -> None:
 
 
 def build_shared_header(patches: Mapping[str, Any]) -> None:
-    """Build what every CPU kernel needs, as the first kernel built under these settings would; once.
+    """Build what every CPU kernel needs, as the first kernel built under these settings would.
+
+    Quick where it is there already. Others wait for one that is being built.
 
     As ``CppPythonBindingsCodeCache.load_async`` builds it for code without a part of its own for the kernel
     (2.11, 2.13). One that is built otherwise would be found missing later and built again.
     """
     header = _get_cpp_prefix_header("cpu")
-    # Others wait here, and not each with a preprocessor of its own for the lock file in torch's function.
-    with _HEADER, config.patch(dict(patches)):
+    # Here, and not each with a preprocessor of its own for the lock file in torch's function.
+    with patched_beside_compiles(config, patches), _locks.header:
         if header is None or not config.cpp_cache_precompile_headers:
             return
         options = {
@@ -90,7 +105,7 @@ def vector_isa() -> VecISA:
     """
     if not config.cpp.vec_isa_ok:
         return pick_vec_isa()
-    with _ASKING:
+    with _locks.asking:
         for isa in supported_vec_isa_list:
             vars(isa)["check_build"] = functools.partial(_knows_flags_of, isa)
         try:
@@ -101,7 +116,7 @@ def vector_isa() -> VecISA:
 
 
 def _knows_flags_of(isa: VecISA, _code: str) -> bool:
-    return set(isa.build_arch_flags().split()) <= known_flags()
+    return set(isa.build_arch_flags().split()) <= known_flags(_compiler())
 
 
 def compiler_knows_this_cpu() -> bool:
@@ -112,20 +127,28 @@ def compiler_knows_this_cpu() -> bool:
     x86 CPU, torch is left to find out by itself.
     """
     flags = {flag for isa in _present_sets() for flag in isa._arch_flags.split()}
-    return bool(flags) and flags <= known_flags()
+    return bool(flags) and flags <= known_flags(_compiler())
+
+
+def _compiler() -> str:
+    """The C++ compiler under the settings in force; empty where there is none."""
+    try:
+        return get_cpp_compiler()
+    except RuntimeError:
+        return ""
 
 
 @functools.cache
-def known_flags() -> frozenset[str]:
-    """Of the flags for what this CPU can do, those that the C++ compiler takes."""
+def known_flags(compiler: str) -> frozenset[str]:
+    """Of the flags for what this CPU can do, those that ``compiler`` takes."""
     flags = {flag for isa in _present_sets() for flag in isa._arch_flags.split()}
     if torch.cpu._is_avx512_bf16_supported():
         flags.add("-mavx512bf16")
     if torch.cpu._is_amx_fp16_supported():
         flags.add("-mamx-fp16")
-    if _compiler_takes(*sorted(flags)):
+    if _takes(compiler, *sorted(flags)):
         return frozenset(flags)
-    return frozenset(flag for flag in flags if _compiler_takes(flag))
+    return frozenset(flag for flag in flags if _takes(compiler, flag))
 
 
 def _present_sets() -> list[VecISA]:
@@ -133,22 +156,23 @@ def _present_sets() -> list[VecISA]:
     return [isa for isa in supported_vec_isa_list if present and set(str(isa).split()) <= present]
 
 
-def _compiler_takes(*flags: str) -> bool:
+def _takes(compiler: str, *flags: str) -> bool:
     try:
-        command = [get_cpp_compiler(), *flags, "-E", "-x", "c++", os.devnull]
+        command = [compiler, *flags, "-E", "-x", "c++", os.devnull]
         # What torch itself would run.
         done = subprocess.run(command, capture_output=True, check=False, timeout=30)  # noqa: S603
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, or a broken one
+    except (OSError, subprocess.SubprocessError):  # no compiler, or a broken one
         return False
     return done.returncode == 0
 
 
 def with_known_cpu(patches: Mapping[str, Any]) -> dict[str, Any]:
     """``patches`` of Inductor's configuration, with torch's own probes left out where they are not needed."""
-    if not compiler_knows_this_cpu():
-        return dict(patches)
+    with patched_beside_compiles(config, patches):
+        if not compiler_knows_this_cpu():
+            return dict(patches)
     settings = {"cpp.vec_isa_ok": True, **patches}
     if settings["cpp.vec_isa_ok"]:
-        with config.patch(settings):
+        with patched_beside_compiles(config, settings):
             vector_isa()  # decides for the process, before torch does it in its way
     return settings
