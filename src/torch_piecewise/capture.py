@@ -63,7 +63,7 @@ def capture(
     size which torch cannot trace for a size that may change, the dim is fixed in this trace.
 
     Where nothing need be assumed of sizes but torch asks about one that it made up itself, the trace is made
-    as under ``dynamic_shapes="backed"``: torch 2.11 asks so where ``cache[:n]`` of a dynamic ``n`` is written.
+    as under ``dynamic_shapes="backed"``: torch 2.11 asks so where ``cache[:n]`` of a dynamic ``n`` is set.
 
     Raises:
         GraphBreakError: Dynamo cannot trace it whole.
