@@ -11,6 +11,14 @@ from torch.fx import GraphModule
 
 import torch_piecewise as tp
 
+BEFORE_2_13 = torch.torch_version.TorchVersion(torch.__version__) < "2.13"
+"""Whether this torch knows less than 2.13 does; what that is was checked with 2.11."""
+
+HAS_FAKE_ENCODER_LAYER = torch._C._dispatch_has_kernel_for_dispatch_key(
+    "aten::_transformer_encoder_layer_fwd", "Meta"
+)
+"""Whether the fused layer of torch's own encoder can be traced (2.13; not 2.11)."""
+
 
 @tp.splitting_op("tests::attention", mutates_args=("out",))
 def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, layer: str) -> None:

@@ -222,6 +222,22 @@ def test_limits_count_strides_and_not_only_elements() -> None:
     assert all(text.endswith(" <= 2147483647") for text in texts)
 
 
+def written(x: Tensor, cache: Tensor) -> Tensor:
+    cache[: x.shape[0]].copy_(x)
+    return x + cache[: x.shape[0]]
+
+
+def test_a_cache_is_written_up_to_a_dynamic_size() -> None:
+    model = compiled(written)
+    for n in (*SIZES, 32):
+        x, cache = rows(n), torch.zeros(32, 3)
+        assert torch.equal(model(x, cache), x + x)
+        assert torch.equal(cache[:n], x) and not cache[n:].any()
+    assert len(tp.program_of(model).entries) <= 3  # torch 2.11 traces sizes 0 and 1 apart
+    with pytest.raises(RuntimeError):
+        model(rows(33), torch.zeros(32, 3))
+
+
 def test_under_torch_compile_the_limit_holds_too() -> None:
     call = torch.compile(
         widened,

@@ -207,7 +207,7 @@ def branching(x: torch.Tensor, by: float = 1.0) -> torch.Tensor:
 
 
 def with_modes(x: torch.Tensor, by: float = 1.0) -> object:
-    torch._check(x.size(0) > 2, lambda: "too small")
+    torch._check(x.size(0) > 2)
     with torch.no_grad():
         y = nn.functional.max_pool2d(x[None, None] * by, 1)
     with torch.autocast("cpu", torch.bfloat16):

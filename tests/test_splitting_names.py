@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_piecewise as tp
-from tests.graphs import traced
+from tests.graphs import HAS_FAKE_ENCODER_LAYER, traced
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.errors import SplitError
 from torch_piecewise.splitting import plan_split
@@ -371,6 +371,9 @@ def test_an_entry_that_another_stands_before_is_not_one_that_never_occurs() -> N
     assert plan_split(graph, CutPolicy.of(["torch.sigmoid", "aten::sigmoid", is_sigmoid])).warnings == ()
 
 
+@pytest.mark.skipif(
+    not HAS_FAKE_ENCODER_LAYER, reason="this torch has no fake kernel for its fused encoder layer"
+)
 def test_the_fused_layer_of_an_encoder_is_cut_with_the_attention_in_it() -> None:
     layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     model = torch.nn.TransformerEncoder(layer, 2).eval()

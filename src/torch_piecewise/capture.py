@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ _DYNAMO_SETTINGS = {
     "automatic_dynamic_local_pgo": False,
     "assume_static_by_default": True,
     "specialize_float": True,
+    # A function given as an argument is told apart by its defaults too; 2.11 leaves them out, 2.13 does not.
+    "skip_guards_on_constant_func_defaults": False,
 }
 
 
@@ -60,6 +62,9 @@ def capture(
     true sizes, and holds for those. Where even that fails, because the code takes another way at that
     size which torch cannot trace for a size that may change, the dim is fixed in this trace.
 
+    Where nothing need be assumed of sizes but torch asks about one that it made up itself, the trace is made
+    as under ``dynamic_shapes="backed"``: torch 2.11 asks so where ``cache[:n]`` of a dynamic ``n`` is set.
+
     Raises:
         GraphBreakError: Dynamo cannot trace it whole.
         DynamicDimError: a declared dim does not exist, or the model fixes it.
@@ -68,6 +73,23 @@ def capture(
     refuse_containers(config.dynamic_dims(), call.bound.arguments)
     dims = from_front(dims, call.values)
     _check_symbols(call, dims)
+    try:
+        return _captured(function, call, dims, config)
+    except GraphBreakError as error:
+        if config.dynamic_shapes != "backed_size_oblivious" or not _asks_unknown_size(error, config):
+            raise
+        try:
+            return _captured(function, call, dims, replace(config, dynamic_shapes="backed"))
+        except CaptureError:
+            raise error from None
+
+
+def _asks_unknown_size(error: GraphBreakError, config: Config) -> bool:
+    return not _nothing_assumed(config) and _DATA_DEPENDENT in (error.got or "")
+
+
+def _captured(function: Callable[..., Any], call: CallForm, dims: Dims, config: Config) -> Captured:
+    """A trace that serves the call, by the first way of ``attempts`` that gives one."""
     true_sizes = _sizes(call, dims)
     *others, last = attempts(call, true_sizes, config)
     for small in others:
@@ -252,6 +274,8 @@ def _nothing_assumed(config: Config) -> bool:
     return config.dynamic_shapes == "unbacked" or bool(config.unbacked_dims())
 
 
+_DATA_DEPENDENT = "Could not guard on data-dependent expression"
+
 _CONTEXT_VARIABLE = "ContextVar"
 """What a function marked with ``runs_eagerly`` asks first."""
 
@@ -269,7 +293,7 @@ def graph_break_error(error: BaseException, *, unbacked: bool = False) -> GraphB
         unbacked: whether nothing is assumed of the dynamic sizes, so that the model may not ask about them.
     """
     reason, hints, where = dynamo.graph_break_details(error)
-    if unbacked and "Could not guard on data-dependent expression" in reason:
+    if unbacked and _DATA_DEPENDENT in reason:
         asked = reason.partition("data-dependent expression ")[2].partition(" (")[0]
         return GraphBreakError(
             f"The model asks about a size of which nothing may be assumed{f', at {where}' if where else ''}",

@@ -29,7 +29,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def trace(function: Callable[..., Any], *args: Any, share: bool, **kwargs: Any) -> RawCapture:
+def trace(
+    function: Callable[..., Any], *args: Any, share: bool, oblivious: bool = True, **kwargs: Any
+) -> RawCapture:
     """Trace ``function`` with dim 0 of each tensor argument dynamic."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor) and value.dim() and value.size(0) > 1:
@@ -38,16 +40,16 @@ def trace(function: Callable[..., Any], *args: Any, share: bool, **kwargs: Any) 
         getattr(function, "forward", function),
         args,
         kwargs,
-        shape_settings={"backed_size_oblivious": True},
+        shape_settings={"backed_size_oblivious": oblivious},
         dynamo_settings=SETTINGS,
         share_blocks=share,
     )
 
 
-def both(function: Callable[..., Any], *args: Any, **kwargs: Any) -> RawCapture:
+def both(function: Callable[..., Any], *args: Any, oblivious: bool = True, **kwargs: Any) -> RawCapture:
     """Trace with and without sharing, check that the traces are equal; the one with."""
-    shared = trace(function, *args, share=True, **kwargs)
-    plain = trace(function, *args, share=False, **kwargs)
+    shared = trace(function, *args, share=True, oblivious=oblivious, **kwargs)
+    plain = trace(function, *args, share=False, oblivious=oblivious, **kwargs)
     assert_same(shared, plain)
     assert checks(shared, function, args, kwargs) == checks(plain, function, args, kwargs)
     return shared

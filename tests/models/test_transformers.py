@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 import torch_piecewise as tp
+from tests.graphs import BEFORE_2_13
 from tests.models.checks import Inputs, assert_same, works_unchanged
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -139,7 +140,8 @@ def test_an_encoder(name: str, sizes: list[tuple[int, int]]) -> None:
         random_model(name, "Model", **settings),
         inputs,
         sizes,
-        traces=2 if (2, 1) in sizes else 1,
+        # torch 2.11 asks whether the batch of a mask is one.
+        traces=2 if (2, 1) in sizes or (BEFORE_2_13 and name == "DistilBert") else 1,
         dynamic_arg_dims={"input_ids": BOTH, "attention_mask": BOTH},
     )
 
@@ -194,7 +196,10 @@ def test_an_image_classifier() -> None:
         return {"pixel_values": torch.randn(n, 3, 8, 8)}
 
     works_unchanged(
-        random_model("ViT", "ForImageClassification", **VIT), inputs, dynamic_arg_dims={"pixel_values": 0}
+        random_model("ViT", "ForImageClassification", **VIT),
+        inputs,
+        traces=2 if BEFORE_2_13 else 1,  # torch 2.11 chooses a convolution by the batch: one or several
+        dynamic_arg_dims={"pixel_values": 0},
     )
 
 

@@ -48,7 +48,7 @@ def cos_to_exp(graph: fx.Graph) -> int:
 
 
 def breaks(graph: fx.Graph) -> int:
-    next(reversed(graph.nodes)).args = ((),)
+    next(iter(reversed(graph.nodes))).args = ((),)
     return 1
 
 

@@ -55,7 +55,7 @@ class Append(GraphPass):
     only: Range = EVERY_SIZE
 
     def __call__(self, graph: fx.Graph) -> int:
-        output = next(reversed(graph.nodes))
+        output = next(iter(reversed(graph.nodes)))
         with graph.inserting_before(output):
             output.args = ((graph.call_function(self.target, (output.args[0][0],)),),)
         return 1
@@ -94,7 +94,7 @@ def breaks(graph: fx.Graph) -> int:
 
 
 def drops_output(graph: fx.Graph) -> int:
-    next(reversed(graph.nodes)).args = ((),)
+    next(iter(reversed(graph.nodes))).args = ((),)
     return 1
 
 

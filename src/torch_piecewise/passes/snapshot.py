@@ -114,7 +114,7 @@ def order_problem(graph: fx.Graph) -> str | None:
         # The message ends with the whole graph.
         return str(error).partition("\n")[0]
     outputs = [node for node in graph.nodes if node.op == "output"]
-    if len(outputs) != 1 or next(reversed(graph.nodes)) is not outputs[0]:
+    if len(outputs) != 1 or next(iter(reversed(graph.nodes))) is not outputs[0]:
         return f"it has {len(outputs)} output nodes, and must have one, at the end"
     return None
 
