@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from torch_piecewise import pool
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.graph_bytes import from_bytes
@@ -222,3 +224,57 @@ def test_an_interrupt_is_not_held_up_by_what_has_begun() -> None:
         assert [name for name, _ in compiler.steps] == ["a"]
     finally:
         compiler.last_begun.set()
+
+
+def test_an_interrupt_while_the_second_steps_run_drops_those_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "_AT_ONCE", 1)
+    interrupted = threading.Event()
+
+    class Slow(TwoSteps):
+        def _finish(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+            self.steps.append((piece.name, "finished"))
+            assert interrupted.wait(20)
+            return self.compile(piece, range, options)
+
+    def interrupt(_future: Any) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    compiler = Slow()
+    monkeypatch.setattr(pool.Future, "result", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        CompilePool().run([task(name, n, compiler) for n, name in enumerate("abcdef", 1)])
+    time.sleep(0.2)
+    assert len([step for step in compiler.steps if step[1] == "finished"]) < 6
+
+
+def test_a_compile_of_its_own_beats_the_two_steps_of_a_base_class() -> None:
+    class Own(TwoSteps):
+        def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+            return Artifact(self.name, piece.name, range, b"its own")
+
+    assert CompilePool().run([task("a", 1, Own())])[0].result.payload == b"its own"
+
+
+def test_one_step_runs_on_the_thread_that_wants_it() -> None:
+    class SaysThread(SaysWhere):
+        def compile(self, piece: Piece, range: Range, options: CompileOptions) -> Artifact:
+            return Artifact(self.name, piece.name, range, threading.current_thread().name.encode())
+
+        def __reduce__(self) -> Any:
+            raise TypeError("stays here")
+
+    outcome = CompilePool().run([task("a", 1, SaysThread())])[0]
+    assert outcome.result.payload.decode() == threading.current_thread().name
+
+
+def test_a_start_in_an_exit_handler_finishes_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    compiler = TwoSteps()
+    compiler.last_begun.set()
+    monkeypatch.setattr(pool.ThreadPoolExecutor, "submit", refuse)
+    assert CompilePool().run([task("a", 1, compiler)])[0].result.payload
