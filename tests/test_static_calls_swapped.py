@@ -172,13 +172,16 @@ def test_threads_get_right_results_while_pieces_are_swapped_under_captures() -> 
     threads = [threading.Thread(target=call) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for _ in range(PIECES):
-        time.sleep(0.05)
-        Better.gate.release()
-    until(lambda: "better" in First.ran[-3:])
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for _ in range(PIECES):
+            time.sleep(0.05)
+            Better.gate.release()
+        Better.gate.release(100)  # where a size was traced apart, its pieces have better ones too
+        until(lambda: "better" in First.ran[-3:])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert wrong == []
 
 
