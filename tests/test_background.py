@@ -157,6 +157,64 @@ def test_pieces_that_wait_for_the_background_are_not_counted_as_eager_and_failed
     assert handle.stats.eager_pieces == 0
     Gated.gate.release(2)
     assert settled(handle).eager_pieces == 1
+    assert handle.wait(60) is False
+
+
+def test_waiting_tells_whether_everything_is_compiled() -> None:
+    model = tp.compile(Three(), **SETTINGS)
+    model(torch.randn(3, 4))
+    handle = tp.program_of(model)
+    until(lambda: len(handle.entries) == 1)
+    assert handle.wait(0.01) is False
+    Gated.gate.release(2)
+    assert handle.wait(60) is True
+
+
+def test_waiting_tells_of_work_that_crashed_and_of_calls_that_cannot_be_traced() -> None:
+    Gated.gate.release(100)
+    model = tp.compile(Three(), **SETTINGS)
+    model(torch.randn(3, 4))
+    handle = tp.program_of(model)
+    assert handle.wait(60) is True
+    handle._serving.background.add(lambda: int("crash") and None)
+    assert handle.wait(60) is False
+
+    def breaks(x: Tensor) -> Tensor:
+        return x + 1 if x.sum().item() > 0 else x - 1
+
+    call = tp.compile(breaks, **SETTINGS)
+    call(torch.randn(4).abs())
+    assert tp.program_of(call).wait(60) is False
+
+
+def test_a_piece_that_the_better_compiler_refuses_is_compiled_all_the_same() -> None:
+    class Tangent(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cos(scale(torch.tan(x)))
+
+    Better.gate.release(100)
+    settings = {**SETTINGS, "backend": "eager", "upgrade_to": "tests.test_background.Better"}
+    model = tp.compile(Tangent(), **{**settings, "on_miss": "compile"})
+    model(torch.randn(3, 4))
+    assert tp.program_of(model).wait(60) is True
+
+
+@pytest.mark.parametrize("on_miss", ["compile", "background"])
+def test_a_piece_that_may_stay_eager_is_named_once_and_is_not_compiled(
+    on_miss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Tangent(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cos(scale(torch.tan(x)))
+
+    Gated.gate.release(100)
+    model = tp.compile(Tangent(), **{**SETTINGS, "on_miss": on_miss}, on_piece_error="eager")
+    for n in (3, 4):
+        model(torch.randn(n, 4))
+        assert tp.program_of(model).wait(60) is False
+    told = [(one.levelname, one.getMessage()) for one in caplog.records if one.name == "torch_piecewise"]
+    warnings = [text for level, text in told if level == "WARNING"]
+    assert warnings == ["submod_0 [1, inf] stays as it is: no tangents here"]
 
 
 def test_calls_that_come_while_a_trace_is_made_do_not_wait_for_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 
 import torch_piecewise as tp
 from torch_piecewise.errors import ConfigError, DynamicDimError, GraphBreakError, GuardError
+from torch_piecewise.ranges import UNBOUNDED, Range
 from torch_piecewise.size_limits import index_limits, squeezed_dims
+from torch_piecewise.testing import RecordingCompiler
 from torch_piecewise.torch_private.settings import patched
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -94,6 +97,86 @@ def test_sizes_0_and_1_are_right_under_every_policy(
 def test_compiled_code_is_right_for_sizes_0_and_1(function: Callable[..., Tensor], policy: str) -> None:
     call = compiled(function, dynamic_shapes=policy, backend="inductor", compile_threads=1)
     for n in (5, 1, 0, 2):
+        x = rows(n)
+        torch.testing.assert_close(call(x), function(x))
+
+
+def small_apart(x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] < 4 else x * 3
+
+
+def turned(x: Tensor) -> Tensor:
+    return torch.relu(x.sin().t().contiguous())
+
+
+def twice_of_four(x: Tensor) -> Tensor:
+    cut = scaled(x.sin())
+    return cut * 2 if x.shape[0] < 4 else cut.cos()
+
+
+@tp.splitting_op("dynamic_shapes_test::scale", fake=torch.empty_like)
+def scaled(x: Tensor) -> Tensor:
+    """Twice ``x``."""
+    return x * 2
+
+
+def parts(*texts: str) -> list[tuple[str, Range]]:
+    ends = [text.split("-") for text in texts]
+    return [("submod_0", Range(int(a), int(b) if b else UNBOUNDED)) for a, b in ends]
+
+
+RANGES: dict[str, Any] = {"compile_ranges_endpoints": [8, 16], "compile_sizes": [2, 12]}
+
+
+@pytest.mark.parametrize("policy", ["backed", "backed_size_oblivious"])
+def test_a_trace_is_compiled_for_the_ranges_and_sizes_that_its_calls_can_have(policy: str) -> None:
+    compiler = RecordingCompiler()
+    call = compiled(small_apart, backend=compiler, dynamic_shapes=policy, disable_cache=True, **RANGES)
+    for n in (3, 5, 2, 12, 30, 8):
+        assert torch.equal(call(x := rows(n)), small_apart(x))
+    assert tp.program_of(call).stats.traces == 2
+    few, many = parts("1-8", "2-2"), parts("1-8", "9-16", "17-", "12-12")
+    assert compiler.compiled == [*few, *many]
+
+
+def test_a_size_of_1_that_is_traced_apart_is_compiled_for_itself() -> None:
+    compiler = RecordingCompiler()
+    fields: dict[str, Any] = {"dynamic_shapes": "backed_size_oblivious", "disable_cache": True}
+    call = compiled(squeezed, backend=compiler, compile_ranges_endpoints=[1, 8], **fields)
+    for n in (5, 1, 9):
+        assert torch.equal(call(x := rows(n)), squeezed(x))
+    assert compiler.compiled[:2] == parts("2-8", "9-")
+    assert {str(one) for _piece, one in compiler.compiled[2:]} <= {"[1, 1]", "[0, inf]"}
+
+
+@pytest.mark.inductor
+def test_size_0_is_not_served_by_code_for_size_1() -> None:
+    call = compiled(plain, backend="inductor", compile_threads=1, compile_ranges_endpoints=[1, 8])
+    for n in (5, 0, 1, 0, 9):
+        x = rows(n)
+        torch.testing.assert_close(call(x), plain(x))
+
+
+def test_a_warm_start_has_the_ranges_of_the_first_one(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"cache_dir": tmp_path, "splitting_ops": ["dynamic_shapes_test::scale"]}
+    compilers = [RecordingCompiler() for _ in range(2)]
+    for compiler in compilers:
+        call = compiled(twice_of_four, backend=compiler, **fields, **RANGES)
+        for n in (3, 5, 2, 12, 30, 8):
+            assert torch.equal(call(x := rows(n)), twice_of_four(x))
+    assert compilers[1].compiled == []
+    sizes = [entry.program.sizes for entry in tp.program_of(call).entries]
+    assert {(" ".join(map(str, one.ranges)), one.exact) for one in sizes} == {
+        ("[1, 8]", (2,)),
+        ("[1, 8] [9, 16] [17, inf]", (12,)),
+    }
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("function", [turned, small_apart])
+def test_inductor_compiles_what_a_trace_can_have_only(function: Callable[..., Tensor]) -> None:
+    call = compiled(function, backend="inductor", compile_threads=1, disable_cache=True, **RANGES)
+    for n in (5, 1, 12, 30, 3):
         x = rows(n)
         torch.testing.assert_close(call(x), function(x))
 

@@ -20,6 +20,7 @@ from torch_piecewise.completion import Announcement, watches
 from torch_piecewise.config import Config
 from torch_piecewise.cut_policy import CutPolicy
 from torch_piecewise.describe import describe_pieces
+from torch_piecewise.dispatch import reachable
 from torch_piecewise.errors import CompileError, ConfigError
 from torch_piecewise.events import Bus, Event, GraphSplit
 from torch_piecewise.flat_call import dispatch_symbol, flat_entry, refuse_own_weights, tell_what_torch_decides
@@ -43,7 +44,7 @@ from torch_piecewise.torch_private.nodes import (
     flat_symbol_readers,
     placeholder_facts,
 )
-from torch_piecewise.torch_private.shapes import ShapeEnv
+from torch_piecewise.torch_private.shapes import ShapeEnv, size_bounds
 from torch_piecewise.trace_facts import TracedCall, replay_facts
 
 logger = logging.getLogger("torch_piecewise")
@@ -110,7 +111,7 @@ class Workshop:
             stitched = stitch(plan.module, cuts)
         if inspection is not None:
             inspection.cut(plan, stitched.source)
-        sizes = self._sizes(dispatch, symbols or {})
+        sizes = self._sizes(dispatch, symbols or {}, shape_env, known)
         program = Program(
             stitched=stitched,
             body_of=body_lookup(grad_enabled=torch.is_grad_enabled()),
@@ -159,14 +160,27 @@ class Workshop:
         cuts = sum(item.is_splitting_graph for item in plan.items)
         self.bus.emit(GraphSplit(pieces=len(plan.items) - cuts, cuts=cuts, distinct=pieces.distinct))
 
-    def _sizes(self, dispatch: str | None, symbols: Mapping[str, str]) -> Sizes:
+    def _sizes(
+        self,
+        dispatch: str | None,
+        symbols: Mapping[str, str],
+        shape_env: ShapeEnv | None,
+        relations: Sequence[Relation],
+    ) -> Sizes:
         if dispatch is None:
             return Sizes(None, (), symbols=tuple(symbols), names=symbols)
         others = tuple(name for name in symbols if name != dispatch)
+        alone = [relation for relation in relations if relation.symbols == {dispatch}]
+        ranges, exact = reachable(
+            self.config.compile_ranges(),
+            self.config.resolved_compile_sizes(),
+            size_bounds(dispatch, shape_env),
+            lambda size: all(relation.holds({dispatch: size}) for relation in alone),
+        )
         return Sizes(
             dispatch=dispatch,
-            ranges=self.config.compile_ranges(),
-            exact=self.config.resolved_compile_sizes(),
+            ranges=ranges,
+            exact=exact,
             symbols=(dispatch, *others),
             names=symbols,
         )

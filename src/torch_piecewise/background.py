@@ -30,6 +30,9 @@ class Background:
 
     Args:
         name: what it works for, in log lines.
+
+    Attributes:
+        has_failed: whether a job raised something.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,6 +43,7 @@ class Background:
         self._idle = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self.has_failed = False
 
     @property
     def is_busy(self) -> bool:
@@ -90,6 +94,7 @@ class Background:
             try:
                 job()
             except Exception:
+                self.has_failed = True
                 logger.exception("%s: work in the background failed; calls go on without it", self._name)
             with self._lock:
                 self._open -= 1

@@ -218,9 +218,12 @@ class CompiledCall:
             timeout: seconds; None for as long as it takes.
 
         Returns:
-            Whether nothing is under way any more.
+            Whether everything that calls needed so far is compiled: False where something is under way
+            still, where work in the background failed, and where a call or a piece stays uncompiled because
+            it could not be traced or its compiler failed; the log says which. A piece that only
+            ``upgrade_to`` failed on is compiled.
         """
-        return self._serving.background.wait(timeout)
+        return self._serving.wait(timeout)
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Report:
         """What was recorded of this model: cut graph, times, use; see :meth:`Observed.report`."""

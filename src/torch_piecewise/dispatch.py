@@ -15,17 +15,18 @@ Value = TypeVar("Value")
 def serving_range(size: int, ranges: Sequence[Range], exact: Sequence[int] = ()) -> Range:
     """The range that serves ``size``: the exact size if there is one, else the range that contains it.
 
-    Size 0 is served by a first range that begins at 1.
+    Size 0 is served by a first range that begins at 1, where that holds more sizes than 1; else for itself.
 
     Raises:
         DispatchError: nothing serves it.
     """
     if size in exact:
         return Range(size, size)
-    wanted = max(size, 1) if size == 0 and 0 not in exact else size
     for candidate in ranges:
-        if wanted in candidate:
+        if size in candidate or (size == 0 and _serves_zero(candidate)):
             return candidate
+    if size == 0:
+        return Range(0, 0)
     raise DispatchError(
         f"No compiled range serves size {size}",
         expected=f"a size in {', '.join(map(str, ranges)) or 'no range'}"
@@ -33,6 +34,45 @@ def serving_range(size: int, ranges: Sequence[Range], exact: Sequence[int] = ())
         got=str(size),
         hint="add an endpoint to compile_ranges_endpoints, or the size to compile_sizes",
     )
+
+
+def _serves_zero(part: Range) -> bool:
+    # Code for size 1 alone would read and write a row that is not there.
+    return part.start == 0 or (part.start == 1 and not part.is_single_size())
+
+
+_LOOKED_AT = 4096
+"""Sizes at the start of a range that are asked one by one whether a trace holds for them."""
+
+
+def reachable(
+    ranges: Sequence[Range], exact: Sequence[int], bounds: Range, admits: Callable[[int], bool]
+) -> tuple[tuple[Range, ...], tuple[int, ...]]:
+    """Those of the ranges and exact sizes that calls of one trace can have; no other has to be compiled.
+
+    Where they can have size 0 only and none of the ranges serves it, 0 becomes an exact size.
+
+    Args:
+        ranges, exact: as for :func:`serving_range`.
+        bounds: what the trace knows of the size.
+        admits: whether the trace's other conditions hold for a size.
+    """
+    kept = tuple(one for one in ranges if _meets(one, bounds, admits))
+    sizes = tuple(size for size in exact if size in bounds and admits(size))
+    if not kept and not sizes and 0 in bounds and admits(0):
+        sizes = (0,)
+    return kept, sizes
+
+
+def _meets(part: Range, bounds: Range, admits: Callable[[int], bool]) -> bool:
+    first, last = max(0 if _serves_zero(part) else part.start, bounds.start), min(part.end, bounds.end)
+    if first > last:
+        return False
+    low_end = range(first, min(first + _LOOKED_AT, last + 1))
+    if any(admits(size) for size in low_end):
+        return True
+    # Nobody has asked the rest of a wider range: it is compiled.
+    return low_end.stop <= last
 
 
 def sizes_of(given: int | Iterable[int]) -> tuple[int, ...]:

@@ -215,6 +215,11 @@ class Program:
             given_up = {fingerprint for fingerprint, _range in self._eager | self._supply.given_up()}
         return tuple(info.name for info in self.pieces.infos if info.fingerprint in given_up)
 
+    def is_compiled(self) -> bool:
+        """Whether no piece that was asked for so far is without what a compiler makes of it."""
+        lacking = {fingerprint for fingerprint, _range in self._supply.lacking()}
+        return not any(info.fingerprint in lacking for info in self.pieces.infos)
+
     def look_again(self) -> None:
         """There is something better to run than before: the next call of each size finds it."""
         with self._lock:

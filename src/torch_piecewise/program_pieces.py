@@ -21,8 +21,8 @@ class Sizes:
 
     Attributes:
         dispatch: the symbol the ranges are about; None for a graph without dynamic sizes.
-        ranges: disjoint ranges of it, rising.
-        exact: single sizes that beat the range containing them.
+        ranges: disjoint ranges of it, rising; those that the trace does not exclude.
+        exact: single sizes that beat the range containing them, likewise.
         symbols: every symbol whose value a call has to look up, the dispatch symbol first.
         names: symbol -> what people call it (``input_ids.0``).
     """

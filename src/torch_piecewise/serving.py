@@ -98,6 +98,12 @@ class Serving:
         """Whether a call came that had to be served by something."""
         return self._managers is not None
 
+    def wait(self, timeout: float | None) -> bool:
+        """See :meth:`~torch_piecewise.compiled.CompiledCall.wait`."""
+        if not self.background.wait(timeout) or self.background.has_failed or self._traces_later:
+            return False
+        return all(entry.program.is_compiled() for entry in self.entries)
+
     def restore(self, on_restore: Callable[[], None]) -> None:
         """From now on run the callable as it is."""
         with self.lock:

@@ -81,6 +81,13 @@ class Supply:
         with self._lock:
             return frozenset(failed | self._failed)
 
+    def lacking(self) -> frozenset[Key]:
+        """What was asked for and is not compiled: it failed, or is not made yet."""
+        made = self.made()
+        failed = {key for key, one in made.items() if one.artifact is None}
+        with self._lock:
+            return frozenset(failed | (self._asked - made.keys()))
+
     def generated_code(self, artifact: Artifact) -> str:
         """The code that its compiler generated, for people; empty where it shows none."""
         for manager in filter(None, (self.tiers.first, self.tiers.better)):

@@ -178,3 +178,29 @@ def test_several_dynamic_dims_some_of_them_one_size(tmp_path: Path) -> None:
         assert_same(serves(*call), model(*call), f"at {(batch, query, key)}")
     with pytest.raises(GuardError):
         serves(torch.randn(2, 3, 4), torch.randn(3, 3, 4))
+
+
+class SmallApart(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() + 1 if x.shape[0] < 20 else x.cos()
+
+
+def test_a_bundle_holds_the_ranges_that_its_calls_can_have(tmp_path: Path) -> None:
+    model = SmallApart()
+    serves = started(
+        model,
+        tmp_path / "b",
+        (torch.randn(5, 4),),
+        {},
+        dynamic_arg_dims={"x": 0},
+        compile_ranges_endpoints=[1, 8, 64],
+        compile_sizes=[12, 32],
+    )
+    for size in (1, 5, 12, 19):
+        x = torch.randn(size, 4)
+        assert_same(serves(x), model(x), f"at {size}")
+    for size in (20, 32, 70):
+        with pytest.raises(GuardError):
+            serves(torch.randn(size, 4))
+    with pytest.raises(GuardError, match=r"(?s)expected: a size in \[1, 1\], \[2, 8\], \[9, 64\].*got"):
+        serves(torch.randn(0, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from torch_piecewise.manager.errors import (
 from torch_piecewise.manager.units import Ready, Unit
 from torch_piecewise.piece import Piece
 from torch_piecewise.pool import Outcome
+
+logger = logging.getLogger("torch_piecewise")
 
 
 class Loading:
@@ -119,6 +122,7 @@ class Loading:
             )
         )
         if self._eager_on_error:
+            logger.warning("%s %s stays as it is: %s", unit.name, unit.range, first_line(error))
             return Ready(unit.piece.graph.forward, None)
         if isinstance(error, CompilerError | ConfigError):
             raise error  # no fault of the piece

@@ -132,6 +132,13 @@ class _Program:
         serving = None
         if self._dispatch is not None:
             serving = serving_range(values[self._dispatch], self._ranges, self._exact)
+            if serving not in self._serving:
+                raise GuardError(  # size 0, where only size 1 has code of its own
+                    "The bundle has no code for this size",
+                    expected=f"a size in {', '.join(map(str, self._ranges))}",
+                    got=str(values[self._dispatch]),
+                    hint="bake it with compile_sizes=[0] as well",
+                )
         served = self._serving[serving]
         kind = "pieces"
         broken = [one for one in map(Relation, served["guards"]) if not one.holds(values)]

@@ -16,7 +16,7 @@ from torch.utils._sympy import functions as sympy_functions
 from torch.utils._traceback import shorten_filename
 
 from torch_piecewise.piece import ConstantSpec, Dim, InputSpec, IntSpec, Symbol, TensorSpec
-from torch_piecewise.ranges import UNBOUNDED
+from torch_piecewise.ranges import UNBOUNDED, Range
 
 __all__ = ["ShapeEnv"]
 
@@ -115,6 +115,14 @@ def _symbol(symbol: sympy.Symbol, shape_env: ShapeEnv) -> Symbol:
         hint=max(lower, 0) if hint is None else hint,
         backed=hint is not None,
     )
+
+
+def size_bounds(name: str, shape_env: ShapeEnv | None) -> Range:
+    """What the trace knows of the symbol ``name``, as a size; every size where it knows no such symbol."""
+    if shape_env is None or all(str(symbol) != name for symbol in shape_env.var_to_range):
+        return Range(0, UNBOUNDED)
+    (known,) = symbols_in((name,), shape_env)
+    return Range(max(known.lower, 0), max(known.upper, known.lower, 0))
 
 
 def hint_of(shape_env: ShapeEnv, symbol: sympy.Symbol) -> int | None:
