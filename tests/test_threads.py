@@ -269,3 +269,40 @@ def test_programs_that_inductor_makes_at_once_are_each_right() -> None:
     together(*(calls(index) for index in range(3)))
     for one in compiled:
         assert tp.program_of(one).stats.artifacts_compiled == 2
+
+
+def test_a_trace_never_sees_what_torch_replaces_while_another_thread_lowers() -> None:
+    """torch.fx replaces ``Module.__call__`` for the whole process while it traces for Inductor."""
+    from torch._dynamo import convert_frame
+
+    from torch_piecewise.torch_private.settings import no_compile_beside, one_compile_at_a_time
+
+    lowering, done = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def lower() -> None:
+        with one_compile_at_a_time():
+            lowering.set()
+            assert not done.wait(0.3)
+            seen.append("lowered")
+
+    def trace() -> None:
+        assert lowering.wait(20)
+        with no_compile_beside(convert_frame.compile_lock):
+            seen.append("traced")
+            done.set()
+
+    def plain() -> None:
+        """What waits for a compile of this library while it holds Dynamo's lock, as a backend does."""
+        assert lowering.wait(20)
+        with convert_frame.compile_lock, one_compile_at_a_time():
+            seen.append("compiled")
+
+    threads = [threading.Thread(target=work) for work in (lower, trace, plain)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert seen[0] == "lowered"
+    assert sorted(seen) == ["compiled", "lowered", "traced"]

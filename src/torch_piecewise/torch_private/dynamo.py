@@ -24,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, Shap
 from torch_piecewise.convention import TAIL_ARGUMENT
 from torch_piecewise.torch_private.blocks import Blocks, modules_in, sharing
 from torch_piecewise.torch_private.full_guards import FullGuards, full_guards
-from torch_piecewise.torch_private.settings import patched
+from torch_piecewise.torch_private.settings import no_compile_beside, patched
 
 logger = logging.getLogger("torch_piecewise")
 
@@ -130,7 +130,7 @@ def capture_fullgraph(
     traced, _self = convert_frame.get_traced_fn(function)
     with (
         # As in torch: Dynamo's counters and, in 2.11, its settings belong to the process (2.11, 2.13).
-        convert_frame.compile_lock,
+        no_compile_beside(convert_frame.compile_lock),
         get_metrics_context(),
         dynamo_timed("torch_piecewise.capture"),
         patched(shape_config, shape_settings),

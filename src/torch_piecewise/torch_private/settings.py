@@ -58,6 +58,28 @@ def one_compile_at_a_time() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_compile_beside(lock: Any) -> Iterator[None]:
+    """Inside, ``lock`` is held and no other thread of this library compiles.
+
+    While it lowers a graph, torch.fx replaces ``Module.__call__`` for the whole process (2.11, 2.13), and a
+    trace on another thread would take what stands there for the model's own code. Neither lock is waited for
+    while the other is held: who holds that may be waiting for this one.
+    """
+    first, second = lock, _locks.compile
+    while True:
+        first.acquire()
+        if second.acquire(blocking=False):
+            break
+        first.release()
+        first, second = second, first
+    try:
+        yield
+    finally:
+        second.release()
+        first.release()
+
+
+@contextlib.contextmanager
 def compiling() -> Iterator[None]:
     """Inside: :func:`is_compiling`."""
     token = _COMPILING.set(True)
