@@ -253,6 +253,40 @@ def test_code_of_another_python_says_nothing() -> None:
     assert tags_differ("", "3.11 aa")
 
 
+def closing_over(name: str) -> nn.Module:
+    """A model whose ``forward`` closes over a variable of this name."""
+    source = f"""
+def make(torch):
+    {name} = torch.Tensor
+    class M(torch.nn.Module):
+        def forward(self, x):
+            assert isinstance(x, {name})
+            return x + 1
+    return M
+"""
+    scope: dict[str, Any] = {"__name__": __name__}
+    exec(source, scope)
+    made: nn.Module = scope["make"](torch)().eval()
+    return made
+
+
+@pytest.mark.parametrize("name", ["Tensor", "owner", "autocast", "grad_enabled", "size", "plain"])
+def test_names_of_closed_over_variables_change_no_check_of_a_call(
+    tmp_path: Path, no_grad: None, name: str
+) -> None:
+    run = tp.load(bake(closing_over(name), tmp_path / "b"), closing_over(name))
+    assert_same(run(torch.ones(5, 4)), torch.full((5, 4), 2.0))
+    for other in (torch.ones(5, 4, dtype=torch.int64), torch.ones(5, 3), torch.ones(4, 5).t()):
+        with pytest.raises(GuardError):
+            run(other)
+    with torch.enable_grad(), pytest.raises(GuardError, match="grad mode was off"):
+        run(torch.ones(5, 4))
+    with torch.autocast("cpu"), pytest.raises(GuardError, match="autocast"):
+        run(torch.ones(5, 4))
+    with pytest.raises(GuardError, match="training"):
+        run.train()(torch.ones(5, 4))
+
+
 # -- parameters and buffers
 
 
