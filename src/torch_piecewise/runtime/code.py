@@ -106,7 +106,8 @@ def _definitions(kind: type, names: Collection[str]) -> Iterator[tuple[str, type
 
 def _parts(member: Any) -> Iterator[Any]:
     """The user's functions that a call of ``member`` may run, as its decorators hold them, and partials."""
-    waiting, seen = [member], {}
+    waiting: list[Any] = [member]
+    seen: dict[int, Any] = {}
     while waiting and len(seen) < _LONGEST_WAY:
         one = waiting.pop()
         if id(one) in seen:
