@@ -7,10 +7,9 @@ result.
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,21 +28,13 @@ class Check:
             with ``§`` until the text is written out; true when the condition holds.
         text: what was expected, for people, naming the argument.
         got: Python expression that shows what was given.
+        surroundings: whether it is about a global or about a variable that the traced function closes over.
     """
 
     expression: str
     text: str
     got: str
-
-    def reads_surroundings(self, closed_over: Collection[str]) -> bool:
-        """Whether it is about a global or about a variable that the traced function closes over.
-
-        Args:
-            closed_over: the names of those; none of them is an argument's.
-        """
-        named = re.findall(r"(?<![\w.'\"])[^\W\d]\w*", self.expression)
-        places = ("§globals[", "§modules[")
-        return any(place in self.expression for place in places) or not set(named).isdisjoint(closed_over)
+    surroundings: bool = False
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,7 @@ class Entry:
 
     def without_surroundings(self) -> Entry:
         """The same with the values of globals and closed-over variables taken as they were in the trace."""
-        closed_over = self.shape.function.__code__.co_freevars
-        checks = (check for check in self.convention.checks if not check.reads_surroundings(closed_over))
+        checks = (check for check in self.convention.checks if not check.surroundings)
         convention = dataclasses.replace(self.convention, checks=tuple(checks))
         return Entry(convention, self.shape, self.program)
 

@@ -244,9 +244,10 @@ class EntryWriter:
         return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
     def _mentioned(self) -> set[str]:
-        """Every word in the sources and checks, the names of variables among them."""
-        texts = [*self.convention.sources, *(check.expression for check in self.convention.checks)]
-        return set(re.findall(r"\w+", " ".join(texts)))
+        """Every word in the sources and checks that may be a variable's name."""
+        in_sources = re.findall(r"(?<![\w.])[^\W\d]\w*", " ".join(self.convention.sources))
+        checks = " ".join(check.expression for check in self.convention.checks)
+        return {*in_sources, *re.findall(r"(?<![\w.§'\"])[^\W\d]\w*", checks)}
 
     def _explain_lines(self) -> list[str]:
         lines = self._cell_lines()

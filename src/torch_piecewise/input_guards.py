@@ -8,6 +8,7 @@ flag and, elsewhere, its parameters, buffers and submodules.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,6 +42,8 @@ _BY_TYPE = frozenset(("TYPE_MATCH", "NN_MODULE", "DATA_PTR_MATCH", "WEAKREF_ALIV
 _BY_ATTRIBUTE = frozenset(("HASATTR", "NOT_PRESENT_IN_GENERIC_DICT"))
 
 _GLOBAL = re.compile(r"G\['(?P<name>\w+)'\]")
+
+_LOCAL = re.compile(r"L\['(?P<name>\w+)'\]")
 
 _ITEM = re.compile(r"(?P<mapping>L\['\w+'\].*)\['(?P<key>[^']*)'\]")
 
@@ -111,6 +114,7 @@ class _Writer:
         self._raw = raw
         self._owner = f"L[{owner_name!r}]"
         self._frame = frame
+        self._closed_over = frozenset(raw.traced.__code__.co_freevars)
         self._specs = dict(zip(raw.sources, specs, strict=True))
         self._writes = writes_containers(raw.tail)
         self._dynamic = size_sources(raw.shape_env)
@@ -171,20 +175,23 @@ class _Writer:
                 continue
             label = self._keep("global", guard.path, value)
             made.append(_unchanged(expression, label, shown, value))
-        return made
+        return [dataclasses.replace(check, surroundings=True) for check in made]
 
     def checks(self) -> list[Check]:
         """One for each thing that was read of an argument, and for each tensor that was read twice."""
         made = []
         for guard in self._raw.guards:
+            check, paths = None, [guard.path]
             if guard.kind == "DUPLICATE_INPUT":
-                made.append(self._same_tensor(guard))
+                check, paths = self._same_tensor(guard), [guard.path, guard.about]
             elif self._is_argument(guard.path):
                 value = self._value(guard.path)
                 check = self._check(guard, value) if value is not _ABSENT else None
                 if check is not None:
-                    made.append(self._where_there_is_one(guard.path, check))
-        return [check for check in made if check is not None]
+                    check = self._where_there_is_one(guard.path, check)
+            if check is not None:
+                made.append(dataclasses.replace(check, surroundings=self._is_closed_over(*paths)))
+        return made
 
     def sharing_checks(self, changed: set[str]) -> list[Check]:
         """Where the graph changes an argument in place: which arguments lie in one memory."""
@@ -198,7 +205,8 @@ class _Writer:
         names = [self._local(source) for source in tensors]
         traced = sharing(*map(self._value, tensors))
         call = f"§sharing({', '.join(names)})"
-        return [Check(f"{call} == {traced}", f"{', '.join(names)} shared memory as {traced}", call)]
+        text = f"{', '.join(names)} shared memory as {traced}"
+        return [Check(f"{call} == {traced}", text, call, self._is_closed_over(*tensors))]
 
     # -- one guard
 
@@ -324,6 +332,11 @@ class _Writer:
     def _is_argument(self, source: str) -> bool:
         inner = source.removeprefix("___from_numpy(")
         return inner.startswith("L['") and not inner.startswith(self._owner)
+
+    def _is_closed_over(self, *paths: str) -> bool:
+        """Whether one of the paths begins with a variable that the traced function closes over."""
+        first = (_LOCAL.search(path) for path in paths)
+        return any(match is not None and match["name"] in self._closed_over for match in first)
 
     def _local(self, path: str) -> str:
         return re.sub(r"L\['(\w+)'\]", r"\1", path.replace(self._owner, "§owner"))

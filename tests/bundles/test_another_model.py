@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch_piecewise as tp
 from tests.bundles import served
 from tests.models.checks import assert_same
 from torch_piecewise.errors import BundleError, GuardError
-from torch_piecewise.runtime.code import tags_differ
+from torch_piecewise.runtime.code import code_tag, tags_differ
 
 SETTINGS: dict[str, Any] = {"backend": "eager", "disable_cache": True, "splitting_ops": []}
 
@@ -251,6 +252,203 @@ def test_code_of_another_python_says_nothing() -> None:
     assert tags_differ("3.11 aa", "3.11 bb")
     assert tags_differ("3.11 aa", "")
     assert tags_differ("", "3.11 aa")
+
+
+def closing_over(name: str) -> nn.Module:
+    """A model whose ``forward`` closes over a variable of this name."""
+    source = f"""
+def make(torch):
+    {name} = torch.Tensor
+    class M(torch.nn.Module):
+        def forward(self, x):
+            assert isinstance(x, {name})
+            return x + 1
+    return M
+"""
+    scope: dict[str, Any] = {"__name__": __name__}
+    exec(source, scope)
+    made: nn.Module = scope["make"](torch)().eval()
+    return made
+
+
+@pytest.mark.parametrize("name", ["Tensor", "owner", "autocast", "grad_enabled", "size", "plain"])
+def test_names_of_closed_over_variables_change_no_check_of_a_call(
+    tmp_path: Path, no_grad: None, name: str
+) -> None:
+    run = tp.load(bake(closing_over(name), tmp_path / "b"), closing_over(name))
+    assert_same(run(torch.ones(5, 4)), torch.full((5, 4), 2.0))
+    for other in (torch.ones(5, 4, dtype=torch.int64), torch.ones(5, 3), torch.ones(4, 5).t()):
+        with pytest.raises(GuardError):
+            run(other)
+    with torch.enable_grad(), pytest.raises(GuardError, match="grad mode was off"):
+        run(torch.ones(5, 4))
+    with torch.autocast("cpu"), pytest.raises(GuardError, match="autocast"):
+        run(torch.ones(5, 4))
+    with pytest.raises(GuardError, match="training"):
+        run.train()(torch.ones(5, 4))
+
+
+_EDITED = """
+import functools
+
+import torch
+from torch import nn
+
+
+def wrapping(function):
+    @functools.wraps(function)
+    def inner(self, x):
+        return function(self, x) + {wraps}
+
+    return inner
+
+
+def hiding(function):
+    def inner(self, x):
+        return function(self, x)
+
+    return inner
+
+
+class Base(nn.Module):
+    def forward(self, x):
+        return x * {base}
+
+    def __call__(self, x):
+        return super().__call__(x) * {call}
+
+
+class Child(nn.Module):
+    def encode(self, x):
+        return self.step(x)
+
+    def step(self, x, factor={default}, *, more={keyword}):
+        return x * factor * more + {child}
+
+    def elsewhere(self, x):
+        return x - {unnamed}
+
+
+class Root(Base):
+    def __init__(self):
+        super().__init__()
+        self.child = Child()
+
+    @torch.no_grad()
+    @wrapping
+    def forward(self, x):
+        "{docstring}"
+        return super().forward(self.child.encode(x)) + self.hidden(x)
+
+    @hiding
+    def hidden(self, x):
+        return x + {hidden}
+"""
+_PLACES = ["wraps", "base", "call", "default", "keyword", "child", "hidden", "docstring", "unnamed"]
+
+
+def edited(place: str = "") -> nn.Module:
+    """A model of its own classes, with another number at one place."""
+    scope: dict[str, Any] = {"__name__": f"{__name__}.{place or 'first'}"}
+    exec(_EDITED.format(**{one: 3 if one == place else 2 for one in _PLACES}), scope)
+    made: nn.Module = scope["Root"]().eval()
+    return made
+
+
+@pytest.fixture(scope="module")
+def edited_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bake(edited(), tmp_path_factory.mktemp("edited") / "b")
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("wraps", "forward"),
+        ("base", "Base.forward"),
+        ("call", "__call__"),
+        ("default", "child.step"),
+        ("keyword", "child.step"),
+        ("child", "child.step"),
+        ("hidden", "hidden"),
+    ],
+)
+def test_an_edit_of_any_code_that_a_call_may_run_is_refused(
+    edited_bundle: Path, place: str, what: str
+) -> None:
+    tp.load(edited_bundle, edited())
+    with pytest.raises(BundleError, match=f": {what} differs\n  expected: the code that was baked"):
+        tp.load(edited_bundle, edited(place))
+
+
+@pytest.mark.parametrize("place", ["docstring", "unnamed"])
+def test_an_edit_of_what_no_call_runs_is_not_refused(edited_bundle: Path, no_grad: None, place: str) -> None:
+    model, x = edited(place), torch.randn(5, 4)
+    want = model(x)
+    assert_same(tp.load(edited_bundle, model)(x), want)
+
+
+def test_a_function_that_hides_a_method_of_one_object_is_refused(edited_bundle: Path, tmp_path: Path) -> None:
+    def model(function: Callable[..., Any]) -> nn.Module:
+        made = edited()
+        made.child.step = function
+        return made
+
+    with pytest.raises(BundleError, match=r"child\.step differs\n  expected: the class's own"):
+        tp.load(edited_bundle, model(lambda x: x + 1))
+    path = bake(model(lambda x: x + 1), tmp_path / "b")
+    tp.load(path, model(lambda x: x + 1))
+    with pytest.raises(BundleError, match=r"child\.step differs\n  expected: one of this object"):
+        tp.load(path, edited())
+    with pytest.raises(BundleError, match=r"child\.step differs\n  expected: the code that was baked"):
+        tp.load(path, model(lambda x: x - 1))
+
+
+def test_code_of_a_root_that_reads_nothing_of_itself_is_compared(tmp_path: Path) -> None:
+    path = bake(Act(), tmp_path / "b")
+    tp.load(path, Act())
+    with pytest.raises(BundleError, match="the model itself differs\n  expected: a Act\n  got: a OtherAct"):
+        tp.load(path, OtherAct())
+
+
+def test_under_another_python_or_optimisation_code_is_not_compared(
+    edited_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("code", "model"):
+        monkeypatch.setattr(f"torch_piecewise.runtime.{module}.PYTHON", "cpython-311-9")
+    tp.load(edited_bundle, edited("child"))
+    model = edited()
+    type(model.child).forward = lambda _self, x: x  # type: ignore[method-assign,assignment,union-attr]
+    tp.load(edited_bundle, model)
+    monkeypatch.undo()
+    with pytest.raises(BundleError, match=r"child\.forward differs"):
+        tp.load(edited_bundle, model)
+
+
+class Bag(dict[str, Any]):
+    """Answers every question for an attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        return Bag()
+
+
+class Wrapped:
+    __wrapped__ = None
+
+
+class Loop:
+    @property
+    def __wrapped__(self) -> Any:
+        return self
+
+    def __call__(self) -> None: ...
+
+
+def test_objects_that_answer_for_what_they_wrap_have_no_code() -> None:
+    for value in (Bag(), Wrapped(), Loop(), len, torch.sin, torch.nn.Linear.forward, Bag, None):
+        assert not code_tag(value)
+    recursive: Any = lambda: recursive()  # noqa: E731
+    assert code_tag(recursive) == code_tag(functools.lru_cache(recursive))
+    assert code_tag(functools.partial(recursive, 1)) != code_tag(functools.partial(recursive, 2))
 
 
 # -- parameters and buffers

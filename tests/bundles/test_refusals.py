@@ -144,7 +144,7 @@ def test_a_member_beside_the_list_or_missing_is_refused(rewritten: Rewrite, lm: 
 def test_another_format_is_refused(rewritten: Rewrite, lm: nn.Module) -> None:
     text = refusal(rewritten(lambda manifest: manifest.update(format="torch-piecewise bundle 0")), lm)
     assert "is a bundle of another format" in text
-    assert "expected: torch-piecewise bundle 3" in text
+    assert "expected: torch-piecewise bundle 4" in text
 
 
 def test_a_failed_bake_leaves_the_old_file_and_nothing_beside_it(baked: Path, tmp_path: Path) -> None:

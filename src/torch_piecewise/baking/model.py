@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch.nn import Module
 
 from torch_piecewise.input_guards import BY_IDENTITY, BY_KEYS, BY_LENGTH, BY_VALUE
-from torch_piecewise.runtime.code import code_tag, method_tags
-from torch_piecewise.runtime.model import hook_names, is_plain_path, looks, read
+from torch_piecewise.runtime.code import PYTHON, code_tag, method_tags, names_called
+from torch_piecewise.runtime.model import hook_names, is_plain_path, looks, own_functions, read
 from torch_piecewise.torch_private.dynamo import InputGuard
 
 _HOW = {
@@ -45,7 +46,8 @@ def modules_document(
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     seen = {path.rpartition(".")[0] for path in tensors}
-    facts: dict[type, set[tuple[str, str]]] = defaultdict(set)
+    seen.add("")
+    facts: dict[type, set[tuple[str, str]]] = defaultdict(set, {type(model): set()})
     for guard in guards:
         # An attribute of a class is read through its object: one that the object has itself would win.
         text = _CLASS_ATTRIBUTE.sub(r"\g<object>.\g<name>", guard.path)
@@ -53,16 +55,30 @@ def modules_document(
             path, what = _place(text.removeprefix(owner), modules)
             seen.add(path)
             facts[type(modules[path])].add((what, guard.kind))
+    # An object may be given functions of its own.
+    functions = [
+        value
+        for module in modules.values()
+        if type(module) in facts
+        for value in vars(module).values()
+        if isinstance(value, FunctionType | MethodType)
+    ]
+    names = names_called(facts, functions)
     kinds: dict[str, int] = {}
     rows = []
     for path, module in modules.items():
         kind: dict[str, Any] = {"training": module.training}
         if type(module) in facts:
-            kind |= _kind(module, facts[type(module)])
+            kind |= _kind(module, facts[type(module)], frozenset(names))
             if path not in seen:
                 kind["optional"] = True
         rows.append([path, kinds.setdefault(json.dumps(kind, sort_keys=True), len(kinds))])
-    return {"kinds": [json.loads(text) for text in kinds], "rows": rows}
+    return {
+        "python": PYTHON,
+        "names": names,
+        "kinds": [json.loads(text) for text in kinds],
+        "rows": rows,
+    }
 
 
 def _place(rest: str, modules: dict[str, Module]) -> tuple[str, str]:
@@ -76,21 +92,20 @@ def _place(rest: str, modules: dict[str, Module]) -> tuple[str, str]:
     return path, rest
 
 
-def _kind(module: Module, facts: set[tuple[str, str]]) -> dict[str, Any]:
+def _kind(module: Module, facts: set[tuple[str, str]], names: Collection[str]) -> dict[str, Any]:
     kind: dict[str, Any] = {"class": type(module).__qualname__}
     hooks = hook_names(module)
     if hooks:
         kind["hooks"] = hooks
-    if "forward" in vars(module):
-        kind["forward"] = True
-    if tags := method_tags(type(module)):
+    if own := own_functions(module, names):
+        kind["own"] = own
+    if tags := method_tags(type(module), names):
         kind["code"] = tags
     if any(what == "._modules" and guard in (*BY_KEYS, *BY_LENGTH) for what, guard in facts):
         kind["children"] = [name for name, _ in module.named_children()]
     rows = {row for what, guard in facts if (row := _row(module, what, guard)) is not None}
     functions = {what for what, how, _ in rows if how == "called"}
-    if "forward" in kind:
-        functions.add(".forward")
+    functions.update(f".{name}" for name in own)
     rows |= {(what, "code", tag) for what in functions if (tag := code_tag(read(module, what)))}
     if rows:
         kind["read"] = sorted(rows)

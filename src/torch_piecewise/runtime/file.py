@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from torch_piecewise.errors import BundleError, BundleFileError, PiecewiseError
 
-FORMAT = "torch-piecewise bundle 3"
+FORMAT = "torch-piecewise bundle 4"
 MANIFEST, SIGNATURE = "manifest.json", "signature"
 _MALFORMED = (
     zipfile.BadZipFile,
