@@ -15,7 +15,9 @@ import torch_piecewise as tp
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers.base import CompileOptions
 from torch_piecewise.compilers.inductor import InductorCompiler
+from torch_piecewise.manager.errors import piece_error
 from torch_piecewise.manager.pieces import piece_of
+from torch_piecewise.manager.units import Unit
 from torch_piecewise.pool import CompilePool, CompileTask
 from torch_piecewise.ranges import Range
 
@@ -102,15 +104,18 @@ def test_a_module_that_is_called_too_early_builds_its_kernels_itself(own_cache: 
 
 def test_a_kernel_that_cannot_be_built_is_the_pieces_failure(own_cache: Path, no_grad: None) -> None:
     compiler = own_cache / "g++"
-    compiler.write_text(
-        '#!/bin/sh\ncase "$*" in *main.cpp*) echo "no kernels today" >&2; exit 1;; esac\nexec g++ "$@"\n'
-    )
+    refuses = 'case "$*" in *main.cpp*) echo "fatal error: none today" >&2; exit 1;; esac'
+    compiler.write_text(f'#!/bin/sh\n{refuses}\nexec g++ "$@"\n')
     compiler.chmod(0o755)
     options = CompileOptions(inductor_config={"cpp.cxx": (str(compiler),)})
     task = CompileTask(InductorCompiler(), described(lambda x: x.sigmoid() * 7), EVERY, options)
     (outcome,) = CompilePool().run([task])
     assert isinstance(outcome.result, Exception)
-    assert "no kernels today" in str(outcome.result)
+    told = str(
+        piece_error(Unit("f", "submod_0", EVERY, lambda _name: task.piece), "inductor", outcome.result)
+    )
+    assert "got: fatal error: none today" in told
+    assert "to do: install g++ or name another compiler with CXX" in told
 
 
 def test_settings_of_the_compiler_are_in_force_when_kernels_are_built(own_cache: Path, no_grad: None) -> None:

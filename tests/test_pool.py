@@ -14,6 +14,7 @@ import torch
 from torch_piecewise import pool
 from torch_piecewise.artifact import Artifact
 from torch_piecewise.compilers.base import CompileOptions
+from torch_piecewise.errors import CompilerError
 from torch_piecewise.graph_bytes import from_bytes
 from torch_piecewise.passes.plan import PassPlan
 from torch_piecewise.piece import Piece
@@ -278,3 +279,13 @@ def test_a_start_in_an_exit_handler_finishes_where_it_begins(monkeypatch: pytest
     compiler.last_begun.set()
     monkeypatch.setattr(pool.ThreadPoolExecutor, "submit", refuse)
     assert CompilePool().run([task("a", 1, compiler)])[0].result.payload
+
+
+def test_a_first_step_without_a_second_is_told() -> None:
+    class Forgets(TwoSteps):
+        def begin(self, piece: Piece, range: Range, options: CompileOptions) -> Any:
+            return None
+
+    result = CompilePool().run([task("a", 1, Forgets())])[0].result
+    assert isinstance(result, CompilerError)
+    assert "returned no second step" in str(result)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from torch_piecewise.compilers.base import CompileOptions, Compiler
-from torch_piecewise.errors import CompileError, FingerprintError
+from torch_piecewise.errors import CompileError, CompilerError, FingerprintError
 from torch_piecewise.graph_bytes import to_bytes
 from torch_piecewise.piece import Piece
 from torch_piecewise.ranges import Range
@@ -72,6 +72,8 @@ class CompileTask:
             begun = _outcome_of(lambda: step(self.piece, self.range, self.options))
         if not in_two_steps or isinstance(begun.result, Exception):
             return begun
+        if not callable(begun.result):
+            return begun._replace(result=_no_second_step(self.compiler.name, begun.result))
         return lambda: _outcome_of(begun.result, begun.seconds)
 
 
@@ -81,6 +83,15 @@ def _compiles_in_two_steps(kind: type) -> bool:
         if "begin" in vars(base) or "compile" in vars(base):
             return "begin" in vars(base)
     return False
+
+
+def _no_second_step(compiler: str, begun: object) -> CompilerError:
+    return CompilerError(
+        f"Compiler {compiler!r} began a piece and returned no second step",
+        expected="a function without arguments that returns the artifact",
+        got=repr(begun),
+        hint="Compiler.begin(piece, range, options) has to return one; compile(...) alone does too",
+    )
 
 
 def _outcome_of(step: Callable[[], Any], seconds_before: float = 0.0) -> Outcome:

@@ -118,6 +118,15 @@ def piece_error(unit: Unit, compiler: str, error: Exception) -> PieceCompileErro
         return PieceCompileError(
             f"{what}: {broken.what}", expected=broken.expected, got=broken.got, hint=broken.hint
         )
+    said = _said_by_cpp_compiler(error)
+    if said is not None:
+        return PieceCompileError(
+            what,
+            expected="a C++ compiler that builds Inductor's kernels",
+            got=said,
+            hint="install g++ or name another compiler with CXX; torch-piecewise doctor looks at it; "
+            "on_piece_error='eager' runs pieces uncompiled",
+        )
     # Imported for its cost: it loads torch's symbolic shapes, which a start from the store never needs.
     from torch_piecewise.torch_private.blame import blamed
 
@@ -134,6 +143,19 @@ def first_line(error: BaseException) -> str:
     text = error.what if isinstance(error, PiecewiseError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _said_by_cpp_compiler(error: BaseException | None) -> str | None:
+    """What the C++ compiler wrote, or that there is none, if the error is about that."""
+    while error is not None:
+        # torch._inductor.exc; not imported: the error is there only where Inductor is.
+        if type(error).__name__ == "InvalidCxxCompiler":
+            return first_line(error)
+        if type(error).__name__ == "CppCompileError":
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            return next((line for line in lines if "error" in line and line != lines[0]), lines[-1])
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return None
 
 
 def _pass_error(error: BaseException | None) -> PassError | None:
