@@ -123,7 +123,7 @@ def load(*names):
 
 ways = [
     ("torch_piecewise.torch_private.toolchain",),
-    ("torch._dynamo", "torch._inductor.compile_fx"),  # as torch.compile does
+    ("torch._dynamo.backends.registry", "torch._inductor.compile_fx"),  # as torch.compile does
     ("torch_piecewise.torch_private.inductor_settings",),
 ]
 threads = [threading.Thread(target=load, args=names) for names in ways]

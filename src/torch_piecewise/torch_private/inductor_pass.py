@@ -6,7 +6,7 @@ Apart from ``torch_private.passes`` because importing this module imports ``torc
 
 from __future__ import annotations
 
-import torch._dynamo  # noqa: F401 - before Inductor, as torch.compile does on other threads
+import torch._dynamo.backends.registry  # noqa: F401 - first, as torch.compile does on other threads
 import torch._inductor.custom_graph_pass as _custom_graph_pass
 
 # Inductor keeps a graph compiled with a custom pass only if the pass is an instance of this class, and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch._dynamo  # before Inductor, as torch.compile does on other threads
+import torch._dynamo.backends.registry
 import torch._inductor.config
 
 

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
-import torch._dynamo  # noqa: F401 - before Inductor, as torch.compile does on other threads
+import torch._dynamo.backends.registry  # noqa: F401 - first, as torch.compile does on other threads
 from torch._inductor.async_compile import AsyncCompile
 
 from torch_piecewise.torch_private.settings import one_compile_at_a_time

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch._dynamo  # before Inductor, as torch.compile does on other threads
+import torch._dynamo.backends.registry
 from torch._inductor import config
 from torch._inductor.codecache import (
     CppPythonBindingsCodeCache,
