@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo.backends.registry
+import torch._dynamo.backends.registry  # first: torch.compile begins there, on other threads too
 from torch._dynamo import bytecode_transformation as bytecode
 from torch._dynamo import convert_frame
 from torch._dynamo.exc import TorchRuntimeError, UncapturedHigherOrderOpError, Unsupported, UserError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch._dynamo.backends.registry
+import torch._dynamo.backends.registry  # first: torch.compile begins there, on other threads too
 import torch._inductor.config
 
 

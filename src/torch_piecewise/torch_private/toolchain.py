@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch._dynamo.backends.registry
+import torch._dynamo.backends.registry  # first: torch.compile begins there, on other threads too
 from torch._inductor import config
 from torch._inductor.codecache import (
     CppPythonBindingsCodeCache,
@@ -126,7 +126,7 @@ def compiler_knows_this_cpu() -> bool:
     compiler, which takes seconds. Here the compiler is asked alone; where it refuses, or where it is no
     x86 CPU, torch is left to find out by itself.
     """
-    flags = {flag for isa in _present_sets() for flag in isa._arch_flags.split()}
+    flags = _flags_of_this_cpu()
     return bool(flags) and flags <= known_flags(_compiler())
 
 
@@ -141,7 +141,7 @@ def _compiler() -> str:
 @functools.cache
 def known_flags(compiler: str) -> frozenset[str]:
     """Of the flags for what this CPU can do, those that ``compiler`` takes."""
-    flags = {flag for isa in _present_sets() for flag in isa._arch_flags.split()}
+    flags = set(_flags_of_this_cpu())
     if torch.cpu._is_avx512_bf16_supported():
         flags.add("-mavx512bf16")
     if torch.cpu._is_amx_fp16_supported():
@@ -151,9 +151,11 @@ def known_flags(compiler: str) -> frozenset[str]:
     return frozenset(flag for flag in flags if _takes(compiler, flag))
 
 
-def _present_sets() -> list[VecISA]:
+def _flags_of_this_cpu() -> frozenset[str]:
+    """The common flags of every instruction set that torch finds in this CPU."""
     present = set(x86_isa_checker())
-    return [isa for isa in supported_vec_isa_list if present and set(str(isa).split()) <= present]
+    sets = [isa for isa in supported_vec_isa_list if present and set(str(isa).split()) <= present]
+    return frozenset(flag for isa in sets for flag in isa._arch_flags.split())
 
 
 def _takes(compiler: str, *flags: str) -> bool:
